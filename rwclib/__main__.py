@@ -1,0 +1,5 @@
+"""`python -m rwclib` is the command `rwc`."""
+
+from rwclib.cli import main
+
+main()

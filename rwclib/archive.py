@@ -1,0 +1,246 @@
+"""The archive: one directory per finished run, written atomically, checked when read, loaded as tidy tables.
+
+    <results>/<study>/<name>-<hash12>/run.json        config, provenance, status, digests of the tables; written last
+                                      layers.parquet  one row per (epoch, layer)
+                                      epochs.parquet  one row per epoch
+    <results>/.cache/                                 locks and checkpoints of runs in progress; never committed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import secrets
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from rwclib.config import RunConfig
+from rwclib.errors import ArchiveError, RwcError
+
+TABLES = ("layers.parquet", "epochs.parquet")
+FINAL = ("done", "diverged")
+_LARGEST = 64 * 2**20  # bytes of one archive file that import accepts
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as read from the archive: its config, its record (run.json) and its two tables."""
+
+    config: RunConfig
+    record: dict
+    layers: pd.DataFrame
+    epochs: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Finished runs as tidy tables; `layers` and `epochs` carry the run's model, dataset, width, seed and hash."""
+
+    runs: pd.DataFrame
+    layers: pd.DataFrame
+    epochs: pd.DataFrame
+
+
+def default_results() -> Path:
+    """`data/results` of the repository, or of the working directory when the package is installed elsewhere."""
+    beside = Path(__file__).parents[1] / "data" / "results"
+    return beside if beside.is_dir() else Path("data/results")
+
+
+def run_dir(results: Path, config: RunConfig) -> Path:
+    return Path(results) / config.study / config.name
+
+
+def cache_dir(results: Path, config: RunConfig) -> Path:
+    """Where the run's checkpoint lies while it is in progress: beside the results, so that a shared folder shares it."""
+    return Path(results) / ".cache" / config.name
+
+
+def lock_path(results: Path, config: RunConfig) -> Path:
+    return Path(results) / ".cache" / f"{config.name}.lock"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path`, sync and rename; `ArchiveError` if the folder cannot be written or the disk is full."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "xb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise ArchiveError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+
+
+def write(results: Path, config: RunConfig, record: dict, layers: pd.DataFrame, epochs: pd.DataFrame) -> Path:
+    """Put a finished run into the archive; run.json, which makes it count, comes last. Returns its directory."""
+    place = run_dir(results, config)
+    digests = {}
+    for name, table in zip(TABLES, (layers, epochs), strict=True):
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False, compression="zstd")
+        digests[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
+        write_atomically(place / name, buffer.getvalue())
+    record = {"config": config.to_dict(), **record, "sha256": digests}
+    text = json.dumps({**record, "checksum": _checksum(record)}, indent=1, allow_nan=False)
+    write_atomically(place / "run.json", text.encode() + b"\n")
+    return place
+
+
+def _checksum(record: dict) -> str:
+    content = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def is_finished(results: Path, config: RunConfig) -> bool:
+    """Whether the run is in the archive (`run.json` is written last)."""
+    return (run_dir(results, config) / "run.json").exists()
+
+
+def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
+    try:
+        record = json.loads(read("run.json"))
+        config = RunConfig.from_dict(record["config"])
+        status, checksum, digests = record["status"], record["checksum"], record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RwcError) as error:
+        raise ArchiveError(f"{where}/run.json cannot be read ({error}); delete the directory and train the run again") from error
+    if checksum != _checksum(record) or status not in FINAL or set(digests) != set(TABLES):
+        raise ArchiveError(f"{where}/run.json was edited or damaged (its checksum differs); restore it or train the run again")
+    if PurePosixPath(where).name != config.name:
+        raise ArchiveError(f"{where} holds the run {config.name}; rename the directory back or train the run again")
+    return config, record
+
+
+def _table(read: Callable[[str], bytes], name: str, digest: str, where: str) -> pd.DataFrame:
+    try:
+        content = read(name)
+    except OSError as error:
+        raise ArchiveError(f"{where}/{name} cannot be read ({error.strerror}); train the run again") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ArchiveError(f"{where}/{name} was truncated or edited (its SHA-256 differs); restore it or train the run again")
+    return pd.read_parquet(io.BytesIO(content))
+
+
+def _parse(read: Callable[[str], bytes], where: str) -> Run:
+    config, record = _record(read, where)
+    layers, epochs = (_table(read, name, record["sha256"][name], where) for name in TABLES)
+    return Run(config, record, layers, epochs)
+
+
+def read_dir(place: Path) -> Run:
+    """The run in the directory `place`, checksums verified; `ArchiveError` names what is damaged."""
+    return _parse(lambda name: (place / name).read_bytes(), place.as_posix())
+
+
+def read(results: Path, config: RunConfig) -> Run:
+    """The finished run of `config`; `ArchiveError` if it is missing or damaged."""
+    return read_dir(run_dir(results, config))
+
+
+def set_aside(place: Path) -> Path:
+    """Rename a damaged run directory so that it is kept but no longer counts; returns its new name."""
+    aside = place.with_name(f"{place.name}.damaged-{secrets.token_hex(3)}")
+    place.rename(aside)
+    return aside
+
+
+def directories(results: Path) -> list[Path]:
+    """Every run directory below `results` that has a run.json, sorted; damaged ones set aside are left out."""
+    found = (file.parent for file in Path(results).glob("*/*/run.json"))
+    return sorted(place for place in found if not place.parent.name.startswith(".") and ".damaged-" not in place.name)
+
+
+def load(configs: Iterable[RunConfig], results: Path) -> Tables:
+    """The finished runs among `configs` as tidy tables; runs not in the archive are simply absent.
+
+    Raises:
+        ArchiveError: a run directory is damaged.
+    """
+    runs = [read(results, config) for config in configs if is_finished(results, config)]
+    keys = ("study", "model", "dataset", "width", "seed")
+
+    def tidy(part: str) -> pd.DataFrame:
+        frames = [
+            getattr(run, part).assign(**{key: getattr(run.config, key) for key in keys}, hash=run.config.hash) for run in runs
+        ]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*keys, "hash", "epoch", "group"])
+
+    rows = [
+        run.config.to_dict() | {"hash": run.config.hash, "status": run.record["status"]} | run.record["provenance"]
+        for run in runs
+    ]
+    return Tables(pd.DataFrame(rows), tidy("layers"), tidy("epochs"))
+
+
+def verify(results: Path) -> list[str]:
+    """One sentence per damaged run directory below `results`; empty if all is well."""
+    problems = []
+    for place in directories(results):
+        try:
+            read_dir(place)
+        except ArchiveError as error:
+            problems.append(str(error))
+    return problems
+
+
+def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lambda config: True) -> int:
+    """Write the finished runs below `results` into the tar `file`; returns how many. Damaged runs raise ArchiveError."""
+    buffer, count = io.BytesIO(), 0
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for place in directories(results):
+            run = read_dir(place)
+            if not wanted(run.config):
+                continue
+            for name in (*TABLES, "run.json"):
+                tar.add(place / name, f"{run.config.study}/{place.name}/{name}", recursive=False)
+            count += 1
+    write_atomically(Path(file), buffer.getvalue())
+    return count
+
+
+def import_(file: Path, results: Path) -> tuple[int, int]:
+    """Take the runs of the tar `file` into `results`; returns (new, already there).
+
+    Nothing is unpacked by tar: the three files of each run are read, checked as a whole, and written like a new run.
+
+    Raises:
+        ArchiveError: the file is not a tar of runs, or a run in it is damaged; nothing has been written then.
+    """
+    contents: dict[str, dict[str, bytes]] = {}
+    try:
+        with tarfile.open(file) as tar:
+            for member in tar:
+                parts = PurePosixPath(member.name).parts
+                if len(parts) != 3 or parts[2] not in (*TABLES, "run.json") or not member.isreg() or member.size > _LARGEST:
+                    raise ArchiveError(f"{file} holds {member.name!r}, which is no file of a run; nothing was imported")
+                if contents.setdefault("/".join(parts[:2]), {}).setdefault(parts[2], b""):
+                    raise ArchiveError(f"{file} holds {member.name!r} twice; nothing was imported")
+                contents["/".join(parts[:2])][parts[2]] = tar.extractfile(member).read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise ArchiveError(f"{file} is not a readable tar of runs ({error}); export it again") from error
+
+    def reader(files: dict[str, bytes]) -> Callable[[str], bytes]:
+        def read_member(name: str) -> bytes:
+            if name not in files:
+                raise FileNotFoundError(2, "missing in the tar")
+            return files[name]
+
+        return read_member
+
+    runs = [(_parse(reader(files), where), files) for where, files in contents.items()]
+    new = [(run, files) for run, files in runs if not is_finished(results, run.config)]
+    for run, files in new:
+        for name in (*TABLES, "run.json"):
+            write_atomically(run_dir(results, run.config) / name, files[name])
+    return len(new), len(runs) - len(new)

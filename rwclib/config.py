@@ -1,0 +1,139 @@
+"""RunConfig: everything that decides a run's numbers, its canonical JSON and its 12-digit hash; the four profiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+from rwclib.errors import ConfigError
+
+FORMAT = 1  # raise it when the code changes what a run with the same settings computes
+
+PROFILES = {
+    "smoke": "seconds, to see that everything runs",
+    "quick": "minutes on two CPU cores",
+    "reduced": "hours on two CPU cores",
+    "paper": "the published settings; needs a GPU",
+}
+
+CHOICES = {
+    "optimizer": ("sgd", "adam"),
+    "normalize": ("none", "imagenet"),
+    "precision": ("fp32", "bf16"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training of one model on one data set with one seed.
+
+    The hash covers every field but `study` (a label: where the run is filed), defaults included, and `FORMAT`. Device,
+    number of processes and paths are no part of it.
+
+    A field added later must carry `metadata={"neutral": value}`, the value under which older runs were made: at that
+    value it is left out of the hash, so that archived runs keep their names.
+
+    Attributes:
+        study: the study the run belongs to, for example `layerwise`.
+        model: name in `rwclib.models.MODELS`.
+        dataset: name in `rwclib.data.DATASETS`.
+        width: channels of the first stage (64 is ResNet-18's published width).
+        epochs: passes over the training images; 0 trains nothing.
+        seed: seeds initialisation, order and augmentation, each with its own generator.
+        lr, momentum, weight_decay, batch_size, optimizer: as in `torch.optim`; the learning rate is constant.
+        n_train, n_test: images used, a fixed random subset; `None` is all of them.
+        image_size: pixels per side; smaller images are resized once, bilinearly.
+        crop_padding: zero padding in pixels for the random crop; 0 is no crop.
+        flip: random horizontal flip.
+        normalize: `imagenet` mean and standard deviation, or `none` (pixels in [0, 1]).
+        shuffle: new order of the images in every epoch.
+        precision: `fp32`, or `bf16` autocast over fp32 weights.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    model: str
+    dataset: str
+    study: str = "custom"
+    width: int = 64
+    epochs: int = 1
+    seed: int = 0
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    n_train: int | None = None
+    n_test: int | None = None
+    image_size: int = 32
+    crop_padding: int = 4
+    flip: bool = True
+    normalize: str = "imagenet"
+    shuffle: bool = True
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), field.type
+            if kind == "float" and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+                continue
+            allowed = {"str": (str,), "int": (int,), "float": (float,), "bool": (bool,), "int | None": (int, type(None))}
+            if type(value) not in allowed[kind]:
+                raise ConfigError(f"{field.name} must be {kind}, not {value!r}")
+        smallest = {
+            "width": 1, "epochs": 0, "seed": 0, "lr": 0, "momentum": 0, "weight_decay": 0, "batch_size": 1,
+            "n_train": 1, "n_test": 1, "image_size": 8, "crop_padding": 0,
+        }  # fmt: skip
+        for name, low in smallest.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value < 2**63:
+                raise ConfigError(f"{name} must be at least {low}, not {value!r}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        for name in ("study", "model", "dataset"):
+            if not getattr(self, name).replace("_", "").isalnum() or not getattr(self, name).isascii():
+                raise ConfigError(f"{name} must consist of letters, digits and _, not {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict:
+        """Every field with its value, JSON types only."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> RunConfig:
+        """The config that `to_dict` gave `values`; `ConfigError` for unknown or missing fields."""
+        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if unknown or not {"model", "dataset"} <= set(values):
+            raise ConfigError(f"not the fields of a run: {', '.join(sorted(unknown)) or 'model or dataset is missing'}")
+        return cls(**values)
+
+    def canonical_json(self) -> str:
+        """The text that is hashed: sorted keys, no spaces, every field that changes the numbers."""
+        values = {"format": FORMAT}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "study" and not ("neutral" in field.metadata and value == field.metadata["neutral"]):
+                values[field.name] = value
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of `canonical_json()`."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """Name of the run directory: readable fields, then the hash."""
+        size = f"-n{self.n_train}" if self.n_train else ""
+        return f"{self.model}-{self.dataset}-w{self.width}-e{self.epochs}{size}-s{self.seed}-{self.hash}"
+
+
+def check_profile(profile: str) -> str:
+    """`profile` itself, or `ConfigError` naming the known ones."""
+    if profile not in PROFILES:
+        raise ConfigError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+    return profile

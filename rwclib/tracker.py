@@ -1,0 +1,152 @@
+"""RWCTracker: follows the weights of a model through any training loop, without hooks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from rwclib.errors import ConfigError
+from rwclib.metrics import METRICS, measure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LayerFilter = str | Callable[[str, nn.Parameter], bool] | None
+_WRAPPERS = {"module", "_orig_mod"}  # DataParallel, DistributedDataParallel; torch.compile
+
+
+def weight_tensors(model: nn.Module, layers: LayerFilter = None) -> dict[str, nn.Parameter]:
+    """The parameters with more than one dimension, in network order, by name without wrappers' prefixes.
+
+    Args:
+        model: any module, wrapped or not.
+        layers: a glob over names (`"layer4.*"`), a predicate of name and parameter, or None for all.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if layers is None:
+            wanted = parameter.dim() > 1
+        elif isinstance(layers, str):
+            wanted = parameter.dim() > 1 and fnmatchcase(name, layers)
+        else:
+            wanted = layers(name, parameter)
+        if wanted and parameter.numel():
+            found[name] = parameter
+    if not found:
+        rule = f" that match {layers!r}" if isinstance(layers, str) else ""
+        raise ConfigError(f"the model has no weight tensors with more than one dimension{rule}")
+    return found
+
+
+class RWCTracker:
+    """Relative weight change of every layer between successive calls of `step()`.
+
+    A layer is a parameter tensor with more than one dimension. No hooks are used: parameters are looked up by name at
+    each step, so the tracker survives `torch.compile`, wrappers, `model.to(...)` and in-place changes.
+
+    Args:
+        model: the model in training.
+        layers: which layers, as in `weight_tensors`; a predicate may also admit vectors.
+        offload: `"cpu"` keeps the reference weights off the model's device; None beside the weights.
+
+    Raises:
+        ConfigError: no layer is left, or an unknown `offload`.
+
+    Example:
+        >>> tracker = RWCTracker(model)
+        >>> for epoch in range(epochs):
+        ...     train_one_epoch(model)
+        ...     tracker.step()
+        >>> tracker.table()
+    """
+
+    def __init__(self, model: nn.Module, layers: LayerFilter = None, offload: str | None = None) -> None:
+        if offload not in (None, "cpu"):
+            raise ConfigError(f"offload must be None or 'cpu', not {offload!r}")
+        self._model, self._filter, self._offload = model, layers, offload
+        self._reference: dict[str, Tensor] = {}
+        for name, weight in weight_tensors(model, layers).items():
+            self._reference[name] = weight.detach().clone().to(offload or weight.device)
+        self._norms: Tensor | None = None
+        self._history: list[Tensor] = []
+        self._warned = False
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, in network order."""
+        return list(self._reference)
+
+    @torch.no_grad()
+    def step(self) -> dict[str, float]:
+        """Compare the weights with those of the step before, keep the result, and remember the weights.
+
+        Returns:
+            `rwc` (ratio) by layer name; NaN, with one warning, for a layer whose weights were all zero.
+        """
+        weights = weight_tensors(self._model, self._filter)
+        if list(weights) != self.layers:
+            gone = set(self.layers) ^ set(weights)
+            raise ConfigError(f"the model's layers changed since the tracker was made: {', '.join(sorted(gone))}")
+        current = []
+        for name, weight in weights.items():
+            if self._offload:
+                weight = weight.to(self._offload)
+            reference = self._reference[name]
+            if (reference.device, reference.stride()) != (weight.device, weight.stride()):
+                self._reference[name] = torch.empty_like(weight).copy_(reference)
+            current.append(weight.detach())
+        metrics = measure(current, list(self._reference.values()), previous_norms=self._norms, update=True)
+        self._norms = metrics[:, -2:]
+        self._history.append(metrics)
+        if metrics[:, 0].isnan().any() and not self._warned:
+            self._warned = True
+            names = [name for name, value in zip(self.layers, metrics[:, 0], strict=True) if value.isnan()]
+            warnings.warn(f"relative weight change is NaN for {', '.join(names)}: weights all zero or not finite",
+                          RuntimeWarning, stacklevel=2)  # fmt: skip
+        return dict(zip(self.layers, metrics[:, 0].tolist(), strict=True))
+
+    def history(self) -> Tensor:
+        """(steps, layers, metrics) float64 on the CPU; metrics in the order of `rwclib.metrics.METRICS`."""
+        empty = torch.empty(0, len(self._reference), len(METRICS), dtype=torch.float64)
+        return torch.stack(self._history) if self._history else empty
+
+    def table(self) -> pd.DataFrame:
+        """Tidy table, one row per (step, layer): step (from 1), layer, depth (from 1), size and the metrics."""
+        steps = len(self._history)
+        frame = pd.DataFrame(self.history().reshape(-1, len(METRICS)).numpy(), columns=list(METRICS))
+        frame.insert(0, "step", [step for step in range(1, steps + 1) for _ in self.layers])
+        frame.insert(1, "layer", self.layers * steps)
+        frame.insert(2, "depth", list(range(1, len(self.layers) + 1)) * steps)
+        frame.insert(3, "size", [reference.numel() for reference in self._reference.values()] * steps)
+        return frame
+
+    def plot(self, metric: str = "rwc") -> Figure:
+        """One line per layer, coloured by depth: `metric` (a name of `METRICS`) against the step."""
+        from rwclib.plotting import layer_lines
+
+        return layer_lines(self.table(), metric)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors only: `history`, and `reference.<layer>` for every layer."""
+        return {"history": self.history(), **{f"reference.{name}": ref for name, ref in self._reference.items()}}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up the history and the reference weights that `state_dict` gave; `ConfigError` if layers differ."""
+        names = [key.removeprefix("reference.") for key in state if key.startswith("reference.")]
+        if set(names) != set(self.layers):
+            differing = ", ".join(sorted(set(names) ^ set(self.layers)))
+            raise ConfigError(f"the saved state is of other layers than the tracker's: {differing}")
+        for name, reference in self._reference.items():
+            reference.copy_(state[f"reference.{name}"])
+        self._history = list(state["history"].cpu().unbind(0))
+        self._norms = self._history[-1][:, -2:] if self._history else None
