@@ -177,10 +177,12 @@ def load(configs: Iterable[RunConfig], results: Path) -> Tables:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*keys, "hash", "epoch", "group"])
 
     rows = [
-        run.config.to_dict() | {"hash": run.config.hash, "status": run.record["status"]} | run.record["provenance"]
+        run.record["provenance"]
+        | {"images": run.record["provenance"]["n_train"], "status": run.record["status"], "hash": run.config.hash}
+        | run.config.to_dict()
         for run in runs
     ]
-    return Tables(pd.DataFrame(rows), tidy("layers"), tidy("epochs"))
+    return Tables(pd.DataFrame(rows, columns=None if rows else list(keys)), tidy("layers"), tidy("epochs"))
 
 
 def verify(results: Path) -> list[str]:

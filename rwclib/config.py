@@ -69,9 +69,9 @@ class RunConfig:
     n_train: int | None = None
     n_test: int | None = None
     image_size: int = 32
-    crop_padding: int = 4
-    flip: bool = True
-    normalize: str = "imagenet"
+    crop_padding: int = 0
+    flip: bool = False
+    normalize: str = "none"
     shuffle: bool = True
     precision: str = "fp32"
 

@@ -52,9 +52,10 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 
 def check(config: RunConfig) -> None:
-    """`ConfigError` if the config names an unknown model or data set; nothing is read or written."""
+    """`ConfigError` if the config names an unknown model or data set, or cannot be run; nothing is read or written."""
     models.get(config.model)
-    data.get(config.dataset)
+    if config.normalize == "imagenet" and data.get(config.dataset).in_channels != 3:
+        raise ConfigError(f"normalize 'imagenet' needs colour images, and {config.dataset} is grey; use normalize 'none'")
 
 
 @dataclass

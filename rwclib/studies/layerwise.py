@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from rwclib import archive, claims, data
+from rwclib import archive, claims, data, plotting
 from rwclib.config import PROFILES, RunConfig, check_profile
-from rwclib.errors import ConfigError
+from rwclib.errors import ConfigError, DataError
+from rwclib.progress import SweepProgress
+from rwclib.sweep import run_all
 
 STUDY = "layerwise"
 DATASETS = ("cifar10", "cifar100", "mnist", "fashion_mnist")
@@ -17,6 +20,7 @@ SEEDS = (0, 42, 123, 1000, 1234)
 # Table 1 and section 4 of the paper: learning rate, weight decay, published test top-1 (percent) by data set.
 MODELS = {
     "resnet18": {
+        "title": "ResNet-18",
         "lr": dict.fromkeys(DATASETS, 0.1),
         "weight_decay": 1e-4,
         "top1": {"cifar10": 91.0, "cifar100": 64.0, "mnist": 99.0, "fashion_mnist": 92.0},
@@ -66,3 +70,236 @@ def runs(
         for dataset in (datasets or DATASETS)
         for model in (models or MODELS)
     ]
+
+
+# Figures 1-12: pairs of neighbouring ResNet-18 blocks on each data set, in the paper's order.
+FIGURES = {
+    3 * i + j: ("resnet18", dataset, (f"block{j}", f"block{j + 1}")) for i, dataset in enumerate(DATASETS) for j in (1, 2, 3)
+}
+
+CLAIMS = (
+    claims.rising("L1", "ResNet-18, CIFAR-10: block1 < block2 < block3", "resnet18", "cifar10", "block1", "block2", "block3"),
+    claims.Claim(
+        "L2",
+        "ResNet-18, CIFAR-10: block3 and block4 similar (ratio 0.9 to 1.1)",
+        (claims.Comparison(*(claims.Group("resnet18", "cifar10", b) for b in ("block4", "block3")), low=0.9, high=1.1),),
+    ),
+    claims.rising(
+        "L3", "ResNet-18, CIFAR-100: block1 < block2 < block3 < block4", "resnet18", "cifar100", "block1", "block2", "block3", "block4"
+    ),
+    *(
+        claims.Claim(
+            claim_id,
+            f"ResNet-18, {data.get(dataset).title}: blocks 1, 2 and 4 < block3",
+            tuple(
+                claims.Comparison(claims.Group("resnet18", dataset, "block3"), claims.Group("resnet18", dataset, other))
+                for other in ("block1", "block2", "block4")
+            ),
+        )
+        for claim_id, dataset in (("L4", "mnist"), ("L5", "fashion_mnist"))
+    ),
+    claims.Claim(
+        "L6",
+        "MNIST below Fashion-MNIST in every group (ResNet-18)",
+        tuple(
+            claims.Comparison(*(claims.Group("resnet18", d, f"block{b}") for d in ("fashion_mnist", "mnist")))
+            for b in (1, 2, 3, 4)
+        ),
+    ),
+)  # fmt: skip
+
+
+def published() -> pd.DataFrame:
+    """The published figures' medians, read off the figures (good to about 10%): figure, model, dataset, group, median."""
+    table = pd.read_csv(Path(__file__).with_name("layerwise_published.csv"))
+    names = {"ResNet18": "resnet18", "VGG19_bn": "vgg19_bn", "AlexNet": "alexnet"}
+    sets = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "MNIST": "mnist", "FMNIST": "fashion_mnist"}
+    group = table["group"].str.replace("Block-", "block").str.replace(r"(.*)(ly|le|er) Layers?", r"\1\2", regex=True)
+    return pd.DataFrame({
+        "figure": table["journal_fig"], "model": table["model"].map(names), "dataset": table["dataset"].map(sets),
+        "group": group.str.lower(), "median": table["p50"], "epochs": table["last_epoch"],
+    })  # fmt: skip
+
+
+def tables(
+    results: str | Path | None = None,
+    profile: str = "best",
+    *,
+    models: list[str] | None = None,
+    datasets: list[str] | None = None,
+    seeds: list[int] | None = None,
+) -> archive.Tables:
+    """Finished runs of one profile, or of all profiles (`best`), with a column `profile` in each table.
+
+    Raises:
+        ConfigError: unknown profile, model or data set.
+        ArchiveError: a run directory is damaged.
+    """
+    parts = {}
+    for name in PROFILES if profile == "best" else [check_profile(profile)]:
+        configs = runs(name, models=models, datasets=datasets, seeds=seeds)
+        parts[name] = archive.load(configs, Path(results or archive.default_results()))
+    return archive.Tables(*(
+        pd.concat([getattr(part, kind).assign(profile=name) for name, part in parts.items()], ignore_index=True)
+        for kind in ("runs", "layers", "epochs")
+    ))  # fmt: skip
+
+
+def best(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
+    """The rows of `table` for one model and data set at the most telling profile it has (of the published order)."""
+    rows = table[(table["model"] == model) & (table["dataset"] == dataset)]
+    found = [name for name in PROFILES if name in set(rows["profile"])]
+    return rows[rows["profile"] == found[-1]] if found else rows
+
+
+def figures(dataset: str) -> list[int]:
+    """Numbers of the published figures of a data set; those of Fashion-MNIST for its bundled sample."""
+    dataset = "fashion_mnist" if dataset == data.SAMPLE else dataset
+    return [number for number, (_, of, _) in FIGURES.items() if of == dataset]
+
+
+def figure_table(layers: pd.DataFrame, figure: int, dataset: str | None = None) -> pd.DataFrame:
+    """The numbers behind one published figure, one row per definition and group; `dataset` if not the published one.
+
+    Columns: mean (over layers, seeds and epochs after the first), median, p10, p90 of the finite values, the number of
+    infinite values, and the published figure's median (an elementwise value) beside both definitions.
+    """
+    model, paper_dataset, groups = FIGURES[figure]
+    rows = best(layers, model, dataset or paper_dataset)
+    rows = rows[rows["group"].isin(groups) & (rows["epoch"] > 1)]
+    medians = published().query("figure == @figure").set_index("group")["median"]
+    result = []
+    for metric, definition in claims.DEFINITIONS.items():
+        for group in groups:
+            values = rows.loc[rows["group"] == group, metric]
+            finite = values[values < float("inf")]
+            p10, median, p90 = finite.quantile([0.1, 0.5, 0.9])
+            result.append({
+                "definition": definition, "group": group, "mean": finite.mean(), "median": median, "p10": p10, "p90": p90,
+                "infinite": len(values) - len(finite), "published_median": medians[group],
+            })  # fmt: skip
+    return pd.DataFrame(result)
+
+
+def draw(found: archive.Tables, dataset: str, folder: str | Path, prefix: str) -> Iterator[tuple[int, Path, pd.DataFrame]]:
+    """Draw and save the published figures of one data set: yields (number, PNG file, the numbers behind it).
+
+    Args:
+        found: as `tables` gives them; figures whose runs are missing are left out.
+        dataset: its figures are drawn.
+        folder, prefix: files are `<folder>/<prefix>_fig<NN>_<data set>_<groups>.png` and `.pdf`.
+    """
+    for number in figures(dataset):
+        model, paper_dataset, groups = FIGURES[number]
+        layers = best(found.layers, model, dataset)
+        if layers.empty:
+            continue
+        numbers = figure_table(found.layers, number, dataset)
+        figure = plotting.group_lines(
+            layers, groups,
+            title=f"Figure {number}: {MODELS[model]['title']}, {data.get(dataset).title}, {' and '.join(groups)}",
+            caption=caption(found.runs, model, dataset),
+            published=published().query("figure == @number").set_index("group")["median"].to_dict(),
+        )  # fmt: skip
+        yield number, plotting.save(figure, folder, f"{prefix}_fig{number:02d}_{dataset}_{'_'.join(groups)}"), numbers
+
+
+def caption(runs_table: pd.DataFrame, model: str, dataset: str) -> str:
+    """Profile, size, seeds and data copy of the runs that a figure of this model and data set shows."""
+    rows = best(runs_table, model, dataset).astype({"images": int, "epochs": int, "width": int})
+    run = rows.iloc[0]
+    seeds = ", ".join(map(str, sorted(rows["seed"])))
+    return (
+        f"profile {run['profile']}: width {run['width']} of 64, {run['images']:,} images, {run['epochs']} epochs, "
+        f"seed{'s' if len(rows) > 1 else ''} {seeds}; band: range over seeds\ndata copy: {run['data_note']}"
+    )
+
+
+def shown(found: archive.Tables, model: str) -> pd.DataFrame:
+    """The runs that the figures of a model show, one row per data set."""
+    result = []
+    for dataset in dict.fromkeys(found.runs["dataset"]):
+        rows = best(found.runs, model, dataset)
+        run = rows.iloc[0]
+        result.append({
+            "dataset": dataset, "profile": run["profile"], "seeds": ",".join(map(str, sorted(rows["seed"]))),
+            "width": run["width"], "images": int(run["images"]), "epochs": int(run["epochs"]), "device": run["device"],
+            "data copy": run["data_note"],
+        })  # fmt: skip
+    return pd.DataFrame(result)
+
+
+def block_means(layers: pd.DataFrame, model: str = "resnet18") -> pd.DataFrame:
+    """Mean RWC per data set, group, seed and definition (epochs after the first, finite values), published medians beside.
+
+    Columns: dataset, panel, profile, group, seed (-1 for published), source (`Eq. 1`, `elementwise`, `published`), value.
+    """
+    parts = []
+    for dataset in dict.fromkeys(layers.loc[layers["model"] == model, "dataset"]):
+        rows = best(layers, model, dataset)
+        rows = rows[(rows["epoch"] > 1) & rows["group"].str.match(r"block|early|middle|late")]
+        for metric, definition in claims.DEFINITIONS.items():
+            finite = rows.assign(value=rows[metric].where(rows[metric] < float("inf")))
+            mean = finite.groupby(["dataset", "profile", "group", "seed"])["value"].mean().reset_index()
+            parts.append(mean.assign(source=definition, panel=f"{data.get(dataset).title}\n({rows['profile'].iloc[0]})"))
+    medians = published().query("model == @model").groupby(["dataset", "group"])["median"].mean().reset_index(name="value")
+    parts.append(medians.assign(profile="published", seed=-1, source="published"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def prepare(
+    profile: str,
+    models: list[str],
+    *,
+    datasets: list[str],
+    seeds: list[int] | None = None,
+    results: str | Path,
+    retrain: bool = False,
+    device: str = "auto",
+    jobs: int | None = None,
+) -> tuple[archive.Tables, list[str]]:
+    """What a notebook draws: the archive's tables, after training what is missing if `retrain`, and their data sets.
+
+    Data sets that are not on this machine and cannot be fetched are named and left out. If none can be had, the bundled
+    Fashion-MNIST sample is trained under its own name instead, and that is said.
+    """
+    if retrain:
+        here = []
+        for dataset in datasets:
+            try:
+                data.load(dataset)
+                here.append(dataset)
+            except DataError as error:
+                print(f"not run: {error}")
+        if not here:
+            print(f"none of the data sets can be had: training on the bundled {data.get(data.SAMPLE).title} instead")
+            here = [data.SAMPLE]
+        datasets = here
+        configs = runs(profile, models=models, datasets=datasets, seeds=seeds)
+        with SweepProgress(configs) as tell:
+            report = run_all(configs, results=results, device=device, jobs=jobs, progress=tell)
+        for name, message in (report.failed | report.diverged).items():
+            print(f"{name}: {message}")
+    return tables(results, profile, models=models, datasets=datasets, seeds=seeds), datasets
+
+
+def accuracy_table(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Test top-1 (percent, last epoch, mean over seeds) beside the published, one row per model and data set."""
+    rows = []
+    for model, settings in MODELS.items():
+        for dataset, paper in settings["top1"].items():
+            found = best(epochs, model, dataset)
+            last = found[found["epoch"] == found["epoch"].max()]
+            rows.append({
+                "model": model, "dataset": dataset, "profile": found["profile"].iloc[0] if len(found) else "not run",
+                "seeds": last["seed"].nunique(), "epochs": last["epoch"].max() if len(last) else 0,
+                "train_top1": last["train_top1"].mean(), "test_top1": last["test_top1"].mean(), "published": paper,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
+    """The study's claims under both definitions, as `rwclib.claims.scorecard` gives them, with the claims' texts."""
+    found = claims.scorecard(tables(results, profile).layers, CLAIMS, list(PROFILES))
+    found.insert(1, "text", found["claim"].map({claim.id: claim.text for claim in CLAIMS}))
+    return found

@@ -1,0 +1,32 @@
+# A fresh machine with Python >= 3.11, make and git needs only `make reproduce` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup reproduce test notebooks bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	command -v uv > /dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	PATH="$$PATH:$(BIN)" uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+reproduce: setup  ## notebooks, figures, an HTML page each and the claims, from the archive, into output/
+	$(BIN)/rwc reproduce
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check rwclib tests benchmarks
+	$(BIN)/python -m pytest
+
+notebooks: setup  ## run the notebooks again and store their outputs and figures in the repository
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+bench: setup
+	$(BIN)/python benchmarks/tracker.py
+	$(BIN)/python benchmarks/training.py
+
+clean:
+	rm -rf .venv output .pytest_cache .ruff_cache

@@ -1,0 +1,378 @@
+"""The command `rwc`: train, sweep, reproduce, claims, results, data."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rwclib.config import PROFILES
+from rwclib.errors import ConfigError, RwcError
+
+START = time.time()
+
+app = typer.Typer(
+    help="Relative weight change of neural networks: train and track, re-run the studies, judge their claims.\n\n"
+    "Errors are one sentence; `--debug` anywhere shows the traceback. Exit codes: 0 ok, 1 something failed, 2 bad usage.",
+    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None,
+)  # fmt: skip
+results_app = typer.Typer(help="Look at, check and move the archive of finished runs.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Image sets: what is here, and fetching them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(results_app, name="results")
+app.add_typer(data_app, name="data")
+
+_PROFILE_HELP = "; ".join(f"{name}: {what}" for name, what in PROFILES.items())
+Results = Annotated[Path | None, typer.Option(help="Archive folder [default: data/results of the repository].")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of image sets [default: $RWC_DATA_DIR, else a cache folder].")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at once [default: one per core, or 2 on a GPU].")]
+TimeBudget = Annotated[float | None, typer.Option(min=0, help="Seconds, start-up included, after which to stop cleanly.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
+Checkpoint = Annotated[float, typer.Option(min=0, help="Least seconds between checkpoints.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Entry point of `rwc` and of `python -m rwclib`."""
+    debug = "--debug" in sys.argv
+    sys.argv = _join_parameters([argument for argument in sys.argv if argument != "--debug"])
+    try:
+        app()
+    except RwcError as error:
+        if debug:
+            raise
+        print(f"rwc: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        print(f"rwc: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _join_parameters(arguments: list[str]) -> list[str]:
+    """`-p NAME VALUE` as `-p NAME=VALUE`, which is what the option parser can take."""
+    joined, rest = [], iter(arguments)
+    for argument in rest:
+        joined.append(argument)
+        if argument in ("-p", "--parameter"):
+            name = next(rest, "")
+            joined.append(name if "=" in name else f"{name}={next(rest, '')}")
+    return joined
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="resnet18, ...")],
+    dataset: Annotated[str, typer.Option(help="mnist, fashion_mnist, cifar10, cifar100, svhn, fashion_mnist_sample")],
+    width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    seed: Annotated[int, typer.Option(help="Of initialisation, order and augmentation.")] = 0,
+    n_train: Annotated[int | None, typer.Option(help="Training images used [default: all].")] = None,
+    n_test: Annotated[int | None, typer.Option(help="Test images used [default: all].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, constant.")] = None,
+    momentum: Annotated[float | None, typer.Option()] = None,
+    weight_decay: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+    crop_padding: Annotated[int | None, typer.Option(help="Zero padding of the random crop; 0: no crop.")] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Random horizontal flip.")] = None,
+    normalize: Annotated[str | None, typer.Option(help="imagenet or none.")] = None,
+    shuffle: Annotated[bool | None, typer.Option("--shuffle/--no-shuffle", help="New order in every epoch.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32",
+    results: Results = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    compile: Compile = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [default: all cores].")] = None,
+    time_budget: TimeBudget = None,
+    checkpoint_seconds: Checkpoint = 20.0,
+) -> None:
+    """Train one run, resuming it where it stopped; the last line printed is its directory.
+
+    What is not given is as in study 1 (its learning rate, weight decay, batch size and augmentation; 150 epochs).
+    """
+    import torch
+
+    from rwclib import archive, data, models, training
+    from rwclib.studies import layerwise
+
+    models.get(model), data.get(dataset)
+    given = {
+        "width": width, "epochs": epochs, "n_train": n_train, "n_test": n_test, "lr": lr, "momentum": momentum,
+        "weight_decay": weight_decay, "batch_size": batch_size, "optimizer": optimizer, "crop_padding": crop_padding,
+        "flip": flip, "normalize": normalize, "shuffle": shuffle, "precision": precision,
+    }  # fmt: skip
+    base = layerwise.run_config("paper", model, dataset, seed)
+    config = replace(base, study="custom", **{key: value for key, value in given.items() if value is not None})
+    if threads:
+        torch.set_num_threads(threads)
+    place = training.run(
+        config, results=results or archive.default_results(), data_dir=data_dir, device=device, compile=compile,
+        deadline=START + time_budget if time_budget is not None else None, checkpoint_seconds=checkpoint_seconds,
+        progress=lambda values: print(_progress_line(values), file=sys.stderr, flush=True),
+    )  # fmt: skip
+    print(place)
+
+
+def _progress_line(values: dict) -> str:
+    return (
+        f"epoch {values['epoch']}/{values['epochs']}  loss {values['train_loss']:.4f}  "
+        f"test top-1 {values['test_top1']:.2f}%  {values['images_per_s']:,.0f} images/s"
+    )
+
+
+@app.command()
+def sweep(
+    study: Annotated[str, typer.Argument(help="layerwise")],
+    profile: Annotated[str, typer.Option(help=_PROFILE_HELP)] = "quick",
+    only: Annotated[list[str] | None, typer.Option(help="Only these models; repeat for more.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Only these data sets; repeat for more.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only these seeds; repeat for more.")] = None,
+    results: Results = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    compile: Compile = False,
+    jobs: Jobs = None,
+    time_budget: TimeBudget = None,
+    checkpoint_seconds: Checkpoint = 20.0,
+    as_json: AsJson = False,
+) -> None:
+    """Train all runs of a study at a profile that the archive does not have yet."""
+    from dataclasses import asdict
+
+    from rwclib import studies
+    from rwclib.progress import SweepProgress
+    from rwclib.sweep import run_all
+
+    configs = studies.get(study).runs(profile, models=only, datasets=dataset, seeds=seed)
+    budget = None if time_budget is None else max(0.0, START + time_budget - time.time())
+    with SweepProgress(configs) as tell:
+        report = run_all(
+            configs, results=results, data_dir=data_dir, device=device, compile=compile, jobs=jobs, time_budget=budget,
+            checkpoint_seconds=checkpoint_seconds, progress=tell,
+        )  # fmt: skip
+    for name, message in (report.failed | report.diverged).items():
+        print(f"{name}: {message}", file=sys.stderr)
+    print(json.dumps(asdict(report), indent=1) if as_json else report.summary())
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def reproduce(
+    notebooks: Annotated[list[str] | None, typer.Argument(help="Numbers of notebooks, as with --only.")] = None,
+    profile: Annotated[str | None, typer.Option(help="best, or " + _PROFILE_HELP)] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only the notebooks whose names begin so, e.g. 01.")] = None,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train the runs instead of reading the archive.")] = False,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="NAME VALUE or NAME=VALUE: a parameter of the notebooks.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for executed notebooks, pages, figures, new runs.")] = Path("output"),
+    results: Results = None,
+    device: Device = "auto",
+    jobs: Jobs = None,
+) -> None:
+    """Execute the notebooks: figures, an HTML page each, and the table of claims.
+
+    Reads the archive's best runs, or with --retrain trains the profile's (default quick) into OUTPUT/results-PROFILE.
+    """
+    from rwclib import archive, data, studies
+    from rwclib import notebooks as books
+    from rwclib.config import check_profile
+
+    profile = profile or ("quick" if retrain else "best")
+    if profile != "best":
+        check_profile(profile)
+    elif retrain:
+        raise ConfigError(f"--retrain needs a profile to train: {', '.join(PROFILES)}")
+    if results is None:
+        results = output / f"results-{profile}" if retrain else archive.default_results()
+    paths = books.find([*(only or []), *(notebooks or [])])
+    if not paths:
+        raise ConfigError(f"no notebooks in {books.folder()}")
+    shared = {
+        "profile": profile, "retrain": retrain, "device": device, "jobs": jobs or 0,
+        "results": str(results.absolute()), "figures": str((output / "figures").absolute()),
+    }  # fmt: skip
+    wanted = _pairs(parameter or [])
+    defaults = {path: books.parameters(path) for path in paths}
+    for name in wanted:
+        if not any(name in known for known in defaults.values()):
+            known = sorted({name for known in defaults.values() for name in known})
+            raise ConfigError(f"no notebook has a parameter {name!r}; known: {', '.join(known)}")
+    if retrain and (there := len(archive.directories(results))):
+        print(f"{there} runs are in {results} already and are not trained again; delete the folder to start from scratch")
+    for path in paths:
+        known = defaults[path]
+        values = {name: value for name, value in shared.items() if name in known}
+        values |= {name: books.parse_value(name, text, known[name]) for name, text in wanted.items() if name in known}
+        began = time.time()
+        page = books.execute(path, output, values)
+        print(f"{path.name}: {page} ({time.time() - began:.0f} s)", flush=True)
+    print()
+    for study in studies.STUDIES:
+        table = studies.get(study).scorecard(results, profile)
+        (output / f"claims_{study}.md").write_text(_markdown(table) + "\n")
+        print(_text(table))
+    absent = [name for name in data.DATASETS if not data.path(name).exists()]
+    if absent:
+        print(f"\nNot on this machine: {', '.join(absent)} (nothing is put in their place; `rwc data fetch NAME` gets one).")
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if not name or not value:
+            raise ConfigError(f"-p {word!r} lacks a name or a value; write -p NAME VALUE")
+        pairs[name] = value
+    return pairs
+
+
+@app.command()
+def claims(
+    study: Annotated[list[str] | None, typer.Option(help="Only these studies; repeat for more.")] = None,
+    profile: Annotated[str, typer.Option(help="best, or " + _PROFILE_HELP)] = "best",
+    results: Results = None,
+    form: Annotated[str, typer.Option("--format", help="table, json or md.")] = "table",
+) -> None:
+    """The scorecard: every claim under both definitions of relative weight change."""
+    import pandas as pd
+
+    from rwclib import archive, studies
+
+    if form not in ("table", "json", "md"):
+        raise ConfigError(f"unknown format {form!r}; known: table, json, md")
+    folder = _existing(results or archive.default_results())
+    table = pd.concat([studies.get(name).scorecard(folder, profile) for name in study or studies.STUDIES])
+    if form == "json":
+        print(table.to_json(orient="records", indent=1))
+    else:
+        print(_markdown(table) if form == "md" else _text(table))
+
+
+def _cells(table) -> list[list[str]]:
+    rows = []
+    for row in table.itertuples():
+        interval = f"{row.effect:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.seeds else "-"
+        over = f"{row.seeds} {'seed' if row.seeds == 1 else 'seeds'}, over {row.resampled}" if row.seeds else "-"
+        rows.append([row.claim, row.text, row.definition, row.verdict, row.weakest, interval, over, row.profile])
+    return rows
+
+
+_HEAD = ["claim", "statement", "definition", "verdict", "weakest comparison", "ratio [95%]", "interval", "profile"]
+
+
+def _text(table) -> str:
+    rows = [_HEAD, *_cells(table)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _markdown(table) -> str:
+    rows = [_HEAD, ["---"] * len(_HEAD), *_cells(table)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _existing(results: Path) -> Path:
+    if not Path(results).is_dir():
+        raise ConfigError(f"results folder {results} does not exist; train something first, or name another with --results")
+    return Path(results)
+
+
+@results_app.command("ls")
+def results_ls(results: Results = None, as_json: AsJson = False) -> None:
+    """List the finished runs."""
+    from rwclib import archive
+
+    rows = []
+    for place in archive.directories(_existing(results or archive.default_results())):
+        run = archive.read_dir(place)
+        last = run.epochs.iloc[-1] if len(run.epochs) else None
+        rows.append({
+            "run": f"{run.config.study}/{place.name}", "status": run.record["status"], "epochs": len(run.epochs),
+            "test_top1": None if last is None else round(float(last["test_top1"]), 2),
+            "device": run.record["provenance"]["device"],
+        })  # fmt: skip
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print(f"{row['run']}  {row['status']}  {row['epochs']} epochs  test top-1 {row['test_top1']}%  {row['device']}")
+        print(f"{len(rows)} runs")
+
+
+@results_app.command("verify")
+def results_verify(results: Results = None) -> None:
+    """Check every finished run against its checksums; exit code 1 if one is damaged."""
+    from rwclib import archive
+
+    folder = _existing(results or archive.default_results())
+    problems = archive.verify(folder)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{len(archive.directories(folder)) - len(problems)} runs ok, {len(problems)} damaged")
+    raise typer.Exit(1 if problems else 0)
+
+
+@results_app.command("export")
+def results_export(
+    file: Annotated[Path, typer.Argument(help="The tar file to write (gzip).")],
+    results: Results = None,
+    study: Annotated[str | None, typer.Option(help="Only this study's runs.")] = None,
+) -> None:
+    """Write the finished runs into one tar file."""
+    from rwclib import archive
+
+    folder = _existing(results or archive.default_results())
+    count = archive.export(folder, file, lambda config: study in (None, config.study))
+    print(f"{count} runs written to {file}")
+
+
+@results_app.command("import")
+def results_import(
+    file: Annotated[Path, typer.Argument(help="A tar file that `rwc results export` wrote.")], results: Results = None
+) -> None:
+    """Take the runs of a tar file into the archive; all are checked first, and those already there are left alone."""
+    from rwclib import archive
+
+    new, known = archive.import_(file, results or archive.default_results())
+    print(f"{new} runs imported, {known} were there already")
+
+
+@data_app.command("status")
+def data_status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Which image sets are on this machine, from where, and how they differ from the official files."""
+    from rwclib import data
+
+    rows = []
+    for name in data.DATASETS:
+        file = data.path(name, data_dir)
+        row = {"name": name, "file": str(file), "here": file.exists(), "source": None, "note": None}
+        if file.exists():
+            images = data.load(name, data_dir)
+            row |= {"train": len(images.y_train), "test": len(images.y_test), "source": images.source, "note": images.note}
+        rows.append(row)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        if row["here"]:
+            print(f"{row['name']:<22}{row['train']:,} + {row['test']:,} images; {row['note']} ({row['source']})")
+        else:
+            print(f"{row['name']:<22}not here: expected {row['file']}; `rwc data fetch {row['name']}`")
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="An image set.")], data_dir: DataDir = None) -> None:
+    """Download an image set through torchvision, digests checked, and keep it in the data folder."""
+    from rwclib import data
+
+    images = data.fetch(name, data_dir)
+    print(f"{name}: {len(images.y_train):,} + {len(images.y_test):,} images in {data.path(name, data_dir)}")

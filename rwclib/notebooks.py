@@ -1,0 +1,100 @@
+"""Checked papermill execution of the numbered notebooks, and an HTML page of each."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from rwclib.errors import ConfigError, NotebookError
+
+REPOSITORY = "https://github.com/rwclib/rwclib"  # the one place that knows the address
+
+
+def folder() -> Path:
+    """The repository's `notebooks` folder; `NotebookError` where the package is installed without it."""
+    beside = Path(__file__).parents[1] / "notebooks"
+    if not beside.is_dir():
+        raise NotebookError(f"the notebooks are not installed with the package; clone {REPOSITORY} and run there")
+    return beside
+
+
+def find(only: list[str] | None = None) -> list[Path]:
+    """The numbered notebooks in order, or those whose names begin with one of `only`; `ConfigError` if one fits none."""
+    known = sorted(folder().glob("[0-9][0-9]_*.ipynb"))
+    for prefix in only or []:
+        if not any(path.name.startswith(prefix) for path in known):
+            raise ConfigError(f"no notebook begins with {prefix!r}; known: {', '.join(path.stem for path in known)}")
+    return [path for path in known if not only or any(path.name.startswith(prefix) for prefix in only)]
+
+
+def parameters(path: Path) -> dict[str, object]:
+    """Names and default values of the notebook's `parameters` cell; `NotebookError` without exactly one, of literals."""
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (OSError, ValueError) as error:
+        raise NotebookError(f"{path.name} is not a readable notebook ({error})") from error
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise NotebookError(f"{path.name} has {len(cells)} cells tagged `parameters`, expected one; tag the cell of settings")
+    try:
+        statements = ast.parse(cells[0].source).body
+        return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise NotebookError(f"{path.name}: its parameters cell may only assign literals to names ({error})") from error
+
+
+def parse_value(name: str, text: str, default: object) -> object:
+    """The literal `text` as a value of the default's type; text itself where the default is text."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (SyntaxError, ValueError):
+        value = text
+    if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+        raise ConfigError(f"parameter {name} must be {type(default).__name__} like {default!r}, not {text!r}")
+    return value
+
+
+def execute(path: Path, output: Path, values: dict[str, object] | None = None) -> Path:
+    """Run a notebook in its own folder with some parameters changed; write it and its HTML page into `output`.
+
+    Args:
+        path: the notebook.
+        output: folder of `<name>.ipynb` and `<name>.html`, made if absent.
+        values: new values of parameters.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        ConfigError: a parameter that the notebook does not have; nothing is run then.
+        NotebookError: the notebook has no proper parameters cell, a cell failed, or papermill is not installed.
+    """
+    values, known = values or {}, parameters(path)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{path.name} has no parameter {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
+    try:
+        import nbformat
+        import papermill
+        from nbconvert import HTMLExporter
+    except ImportError as error:
+        raise NotebookError(f"notebooks need {error.name}; install them with `pip install 'rwclib[notebooks]'`") from error
+
+    output = Path(output).absolute()
+    result, page = output / path.name, output / f"{path.stem}.html"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(
+            path, result, parameters=values, cwd=path.parent, kernel_name="python3", progress_bar=False, log_output=False
+        )
+        body, _ = HTMLExporter().from_notebook_node(nbformat.read(result, as_version=4))
+        page.write_text(body, encoding="utf-8")
+    except papermill.PapermillExecutionError as error:
+        raise NotebookError(f"{path.name}: cell {error.exec_count} failed: {error.ename}: {error.evalue}; see {result}") from error
+    except OSError as error:
+        raise NotebookError(f"cannot write to {output}: {error.strerror}; choose another folder with --output") from error
+    return page

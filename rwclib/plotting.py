@@ -1,0 +1,143 @@
+"""Every figure's drawing, from tidy tables only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from rwclib.metrics import METRICS
+
+LABELS = {
+    "rwc": "relative weight change, Eq. 1 (ratio)",
+    "rwc_elementwise": "elementwise mean change (ratio)",
+    "rwc_median": "elementwise median change (ratio)",
+    "l2_ratio": "L2 relative change (ratio)",
+    "cosine": "cosine to the step before",
+    "l1_norm": "L1 norm",
+    "l2_norm": "L2 norm",
+}
+_STYLE = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+_COLORS = sns.color_palette("colorblind")
+
+
+def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
+    """One line per layer, `metric` against the step, coloured from the first layer to the last.
+
+    Args:
+        table: columns step, layer, depth and `metric`, as `RWCTracker.table()` gives it.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    layers = list(dict.fromkeys(table["layer"]))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7, 3.8), layout="constrained")
+        axes = figure.subplots()
+        colors = sns.color_palette("viridis", max(len(layers), 1))
+        for layer, color in zip(layers, colors, strict=True):
+            rows = table[table["layer"] == layer]
+            axes.plot(rows["step"], rows[metric].where(np.isfinite(rows[metric])), color=color, lw=1.3, marker="o", ms=2.5)
+        if 0 < len(layers) <= 12:
+            axes.legend(layers, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        elif layers:
+            scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(1, len(layers)), "viridis")
+            bar = figure.colorbar(scale, ax=axes)
+            bar.set_label("depth of the layer (1 = nearest the input)")
+        axes.set(xlabel="step", ylabel=LABELS[metric])
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    return figure
+
+
+def group_lines(
+    layers: pd.DataFrame,
+    groups: Sequence[str],
+    *,
+    title: str,
+    caption: str,
+    published: Mapping[str, float] | None = None,
+    metrics: Sequence[str] = ("rwc", "rwc_elementwise"),
+) -> Figure:
+    """One panel per definition: a thin line per layer, each group's mean with its range over seeds, published medians.
+
+    Args:
+        layers: tidy table of one model and data set with columns epoch, seed, group, layer and `metrics`.
+        groups: the layer groups to draw, one colour each.
+        title, caption: above and below the panels.
+        published: the published figure's median by group; drawn where the axis shows what the paper's code computed.
+        metrics: one panel each.
+    """
+    rows = layers[layers["group"].isin(groups)]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
+            finite = rows.assign(value=rows[metric].where(np.isfinite(rows[metric])))
+            for color, group in zip(_COLORS, groups, strict=False):
+                of_group = finite[finite["group"] == group]
+                for _, line in of_group.groupby("layer", sort=False):
+                    mean = line.groupby("epoch")["value"].mean()
+                    axes.plot(mean.index, mean, color=color, lw=0.6, alpha=0.55)
+                seeds = of_group.groupby(["seed", "epoch"])["value"].mean().reset_index()
+                sns.lineplot(
+                    seeds, x="epoch", y="value", ax=axes, color=color, lw=2.2, errorbar=("pi", 100), label=f"{group} mean"
+                )
+                if metric == "rwc_elementwise" and published and group in published:
+                    axes.axhline(published[group], color=color, ls="--", lw=1.1, label=f"{group} published median")
+            _limit(axes, finite["value"], published if metric == "rwc_elementwise" else None)
+            axes.set(xlabel="epoch", ylabel=LABELS[metric])
+            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+            axes.legend(fontsize=7, frameon=False)
+        figure.suptitle(title, fontsize=10)
+        figure.supxlabel(caption, fontsize=7, color="0.35")
+    return figure
+
+
+def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
+    """Mean RWC by group, one panel per data set: both definitions over seeds, and the published medians.
+
+    Args:
+        means: columns dataset, panel (its title), group, source (`Eq. 1`, `elementwise`, `published`), value; several rows per seed.
+    """
+    panels = means.loc[means["source"] != "published", ["panel", "dataset"]].drop_duplicates()
+    looks = {"Eq. 1": (_COLORS[0], "-", "o"), "elementwise": (_COLORS[1], "-", "s"), "published": ("0.35", "--", "D")}
+    labels = {"Eq. 1": "ours, Eq. 1", "elementwise": "ours, elementwise mean", "published": "published figures (elementwise)"}
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(1.9 * len(panels) + 1, 3.6), layout="constrained")
+        row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, panel, dataset in zip(row, panels["panel"], panels["dataset"], strict=True):
+            for source, (color, line, marker) in looks.items():
+                rows = means[(means["dataset"] == dataset) & (means["source"] == source)]
+                sns.lineplot(
+                    rows, x="group", y="value", ax=axes, color=color, linestyle=line, marker=marker, markersize=6,
+                    errorbar=("pi", 100), err_style="bars", label=labels[source], legend=False,
+                )  # fmt: skip
+            axes.set_title(panel, fontsize=9)
+            axes.set(xlabel="", ylabel="mean relative weight change (ratio)", yscale="log")
+            axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+            axes.tick_params(axis="x", rotation=40)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        figure.suptitle(f"{title}\n", fontsize=10)
+        figure.text(0.5, 0.945, caption, fontsize=7, color="0.35", ha="center", va="top")
+    return figure
+
+
+def _limit(axes: mpl.axes.Axes, values: pd.Series, published: Mapping[str, float] | None) -> None:
+    """Linear axis from 0; spikes beyond 1.5 times the 98th percentile are cut off, and the panel says how many."""
+    top = max([1.5 * values.quantile(0.98), *(1.1 * v for v in (published or {}).values())])
+    above = int((values > top).sum())
+    axes.set_ylim(0, min(top, 1.05 * values.max()) if not published else top)
+    if above:
+        axes.set_title(f"{above} values beyond the axis", loc="right", fontsize=7, color="0.35", pad=2)
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> Path:
+    """Write `<folder>/<name>.png` and `.pdf`, without dates, so that the same numbers give the same files."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return folder / f"{name}.png"
