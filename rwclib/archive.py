@@ -1,9 +1,9 @@
 """The archive: one directory per finished run, written atomically, checked when read, loaded as tidy tables.
 
-    <results>/<study>/<name>-<hash12>/run.json        config, provenance, status, digests of the tables; written last
-                                      layers.parquet  one row per (epoch, layer)
-                                      epochs.parquet  one row per epoch
-    <results>/.cache/                                 locks and checkpoints of runs in progress; never committed
+<results>/<study>/<name>-<hash12>/run.json        config, provenance, status, digests of the tables; written last
+                                  layers.parquet  one row per (epoch, layer)
+                                  epochs.parquet  one row per epoch
+<results>/.cache/                                 locks and checkpoints of runs in progress; never committed
 """
 
 from __future__ import annotations
@@ -114,9 +114,13 @@ def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
         config = RunConfig.from_dict(record["config"])
         status, checksum, digests = record["status"], record["checksum"], record["sha256"]
     except (OSError, ValueError, KeyError, TypeError, RwcError) as error:
-        raise ArchiveError(f"{where}/run.json cannot be read ({error}); delete the directory and train the run again") from error
+        raise ArchiveError(
+            f"{where}/run.json cannot be read ({error}); delete the directory and train the run again"
+        ) from error
     if checksum != _checksum(record) or status not in FINAL or set(digests) != set(TABLES):
-        raise ArchiveError(f"{where}/run.json was edited or damaged (its checksum differs); restore it or train the run again")
+        raise ArchiveError(
+            f"{where}/run.json was edited or damaged (its checksum differs); restore it or train the run again"
+        )
     if PurePosixPath(where).name != config.name:
         raise ArchiveError(f"{where} holds the run {config.name}; rename the directory back or train the run again")
     return config, record
@@ -128,7 +132,9 @@ def _table(read: Callable[[str], bytes], name: str, digest: str, where: str) -> 
     except OSError as error:
         raise ArchiveError(f"{where}/{name} cannot be read ({error.strerror}); train the run again") from error
     if hashlib.sha256(content).hexdigest() != digest:
-        raise ArchiveError(f"{where}/{name} was truncated or edited (its SHA-256 differs); restore it or train the run again")
+        raise ArchiveError(
+            f"{where}/{name} was truncated or edited (its SHA-256 differs); restore it or train the run again"
+        )
     return pd.read_parquet(io.BytesIO(content))
 
 
@@ -172,9 +178,12 @@ def load(configs: Iterable[RunConfig], results: Path) -> Tables:
 
     def tidy(part: str) -> pd.DataFrame:
         frames = [
-            getattr(run, part).assign(**{key: getattr(run.config, key) for key in keys}, hash=run.config.hash) for run in runs
+            getattr(run, part).assign(**{key: getattr(run.config, key) for key in keys}, hash=run.config.hash)
+            for run in runs
         ]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*keys, "hash", "epoch", "group"])
+        return (
+            pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*keys, "hash", "epoch", "group"])
+        )
 
     rows = [
         run.record["provenance"]
@@ -224,7 +233,12 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
         with tarfile.open(file) as tar:
             for member in tar:
                 parts = PurePosixPath(member.name).parts
-                if len(parts) != 3 or parts[2] not in (*TABLES, "run.json") or not member.isreg() or member.size > _LARGEST:
+                if (
+                    len(parts) != 3
+                    or parts[2] not in (*TABLES, "run.json")
+                    or not member.isreg()
+                    or member.size > _LARGEST
+                ):
                     raise ArchiveError(f"{file} holds {member.name!r}, which is no file of a run; nothing was imported")
                 if contents.setdefault("/".join(parts[:2]), {}).setdefault(parts[2], b""):
                     raise ArchiveError(f"{file} holds {member.name!r} twice; nothing was imported")

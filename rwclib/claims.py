@@ -11,6 +11,7 @@ when a run that it needs is missing, and `unclear` otherwise. Its effect is that
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,11 @@ class Comparison:
     @property
     def label(self) -> str:
         a, b = (self.a.group, self.b.group) if self.a.dataset == self.b.dataset else (self.a.dataset, self.b.dataset)
-        return f"{a} / {b}" if self.a.group != self.b.group or self.a.dataset == self.b.dataset else f"{a} / {b}, {self.a.group}"
+        return (
+            f"{a} / {b}"
+            if self.a.group != self.b.group or self.a.dataset == self.b.dataset
+            else f"{a} / {b}, {self.a.group}"
+        )
 
     def verdict(self, low: float, high: float) -> str:
         if self.low < low and high < self.high:
@@ -67,12 +72,14 @@ class Claim:
 def rising(claim_id: str, text: str, model: str, dataset: str, *groups: str) -> Claim:
     """The claim that mean RWC rises from each of `groups` to the next."""
     named = [Group(model, dataset, group) for group in groups]
-    return Claim(claim_id, text, tuple(Comparison(b, a) for a, b in zip(named, named[1:], strict=False)))
+    return Claim(claim_id, text, tuple(Comparison(b, a) for a, b in itertools.pairwise(named)))
 
 
 def _layer_means(layers: pd.DataFrame, group: Group, metric: str) -> pd.DataFrame:
     """(seeds, layers) means over the epochs after the first, finite values only."""
-    of_group = (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
+    of_group = (
+        (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
+    )
     rows = layers[of_group & (layers["epoch"] > 1)]
     return rows.assign(value=rows[metric].where(np.isfinite(rows[metric]))).pivot_table("value", "seed", "layer")
 

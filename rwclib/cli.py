@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -22,17 +21,23 @@ app = typer.Typer(
     "Errors are one sentence; `--debug` anywhere shows the traceback. Exit codes: 0 ok, 1 something failed, 2 bad usage.",
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None,
 )  # fmt: skip
-results_app = typer.Typer(help="Look at, check and move the archive of finished runs.", no_args_is_help=True, rich_markup_mode=None)
+results_app = typer.Typer(
+    help="Look at, check and move the archive of finished runs.", no_args_is_help=True, rich_markup_mode=None
+)
 data_app = typer.Typer(help="Image sets: what is here, and fetching them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(results_app, name="results")
 app.add_typer(data_app, name="data")
 
 _PROFILE_HELP = "; ".join(f"{name}: {what}" for name, what in PROFILES.items())
 Results = Annotated[Path | None, typer.Option(help="Archive folder [default: data/results of the repository].")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of image sets [default: $RWC_DATA_DIR, else a cache folder].")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of image sets [default: $RWC_DATA_DIR, else a cache folder].")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at once [default: one per core, or 2 on a GPU].")]
-TimeBudget = Annotated[float | None, typer.Option(min=0, help="Seconds, start-up included, after which to stop cleanly.")]
+TimeBudget = Annotated[
+    float | None, typer.Option(min=0, help="Seconds, start-up included, after which to stop cleanly.")
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
 Checkpoint = Annotated[float, typer.Option(min=0, help="Least seconds between checkpoints.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -101,6 +106,7 @@ def train(
     import torch
 
     from rwclib import archive, data, models, training
+    from rwclib.progress import progress_line
     from rwclib.studies import layerwise
 
     models.get(model), data.get(dataset)
@@ -116,16 +122,9 @@ def train(
     place = training.run(
         config, results=results or archive.default_results(), data_dir=data_dir, device=device, compile=compile,
         deadline=START + time_budget if time_budget is not None else None, checkpoint_seconds=checkpoint_seconds,
-        progress=lambda values: print(_progress_line(values), file=sys.stderr, flush=True),
+        progress=lambda values: print(progress_line(config.name, values), file=sys.stderr, flush=True),
     )  # fmt: skip
     print(place)
-
-
-def _progress_line(values: dict) -> str:
-    return (
-        f"epoch {values['epoch']}/{values['epochs']}  loss {values['train_loss']:.4f}  "
-        f"test top-1 {values['test_top1']:.2f}%  {values['images_per_s']:,.0f} images/s"
-    )
 
 
 @app.command()
@@ -171,9 +170,12 @@ def reproduce(
     only: Annotated[list[str] | None, typer.Option(help="Only the notebooks whose names begin so, e.g. 01.")] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train the runs instead of reading the archive.")] = False,
     parameter: Annotated[
-        list[str] | None, typer.Option("-p", "--parameter", help="NAME VALUE or NAME=VALUE: a parameter of the notebooks.")
+        list[str] | None,
+        typer.Option("-p", "--parameter", help="NAME VALUE or NAME=VALUE: a parameter of the notebooks."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for executed notebooks, pages, figures, new runs.")] = Path("output"),
+    output: Annotated[Path, typer.Option(help="Folder for executed notebooks, pages, figures, new runs.")] = Path(
+        "output"
+    ),
     results: Results = None,
     device: Device = "auto",
     jobs: Jobs = None,
@@ -207,7 +209,9 @@ def reproduce(
             known = sorted({name for known in defaults.values() for name in known})
             raise ConfigError(f"no notebook has a parameter {name!r}; known: {', '.join(known)}")
     if retrain and (there := len(archive.directories(results))):
-        print(f"{there} runs are in {results} already and are not trained again; delete the folder to start from scratch")
+        print(
+            f"{there} runs are in {results} already and are not trained again; delete the folder to start from scratch"
+        )
     for path in paths:
         known = defaults[path]
         values = {name: value for name, value in shared.items() if name in known}
@@ -222,7 +226,9 @@ def reproduce(
         print(_text(table))
     absent = [name for name in data.DATASETS if not data.path(name).exists()]
     if absent:
-        print(f"\nNot on this machine: {', '.join(absent)} (nothing is put in their place; `rwc data fetch NAME` gets one).")
+        print(
+            f"\nNot on this machine: {', '.join(absent)} (nothing is put in their place; `rwc data fetch NAME` gets one)."
+        )
 
 
 def _pairs(words: list[str]) -> dict[str, str]:
@@ -272,7 +278,9 @@ _HEAD = ["claim", "statement", "definition", "verdict", "weakest comparison", "r
 def _text(table) -> str:
     rows = [_HEAD, *_cells(table)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _markdown(table) -> str:
@@ -282,7 +290,9 @@ def _markdown(table) -> str:
 
 def _existing(results: Path) -> Path:
     if not Path(results).is_dir():
-        raise ConfigError(f"results folder {results} does not exist; train something first, or name another with --results")
+        raise ConfigError(
+            f"results folder {results} does not exist; train something first, or name another with --results"
+        )
     return Path(results)
 
 
@@ -304,7 +314,9 @@ def results_ls(results: Results = None, as_json: AsJson = False) -> None:
         print(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            print(f"{row['run']}  {row['status']}  {row['epochs']} epochs  test top-1 {row['test_top1']}%  {row['device']}")
+            print(
+                f"{row['run']}  {row['status']}  {row['epochs']} epochs  test top-1 {row['test_top1']}%  {row['device']}"
+            )
         print(f"{len(rows)} runs")
 
 
@@ -357,7 +369,12 @@ def data_status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         row = {"name": name, "file": str(file), "here": file.exists(), "source": None, "note": None}
         if file.exists():
             images = data.load(name, data_dir)
-            row |= {"train": len(images.y_train), "test": len(images.y_test), "source": images.source, "note": images.note}
+            row |= {
+                "train": len(images.y_train),
+                "test": len(images.y_test),
+                "source": images.source,
+                "note": images.note,
+            }
         rows.append(row)
     if as_json:
         print(json.dumps(rows, indent=1))

@@ -39,7 +39,7 @@ class RunConfig:
         study: the study the run belongs to, for example `layerwise`.
         model: name in `rwclib.models.MODELS`.
         dataset: name in `rwclib.data.DATASETS`.
-        width: channels of the first stage (64 is ResNet-18's published width).
+        width: channels of the first stage, a multiple of 8 (64 is ResNet-18's published width).
         epochs: passes over the training images; 0 trains nothing.
         seed: seeds initialisation, order and augmentation, each with its own generator.
         lr, momentum, weight_decay, batch_size, optimizer: as in `torch.optim`; the learning rate is constant.
@@ -81,7 +81,13 @@ class RunConfig:
             if kind == "float" and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
                 continue
-            allowed = {"str": (str,), "int": (int,), "float": (float,), "bool": (bool,), "int | None": (int, type(None))}
+            allowed = {
+                "str": (str,),
+                "int": (int,),
+                "float": (float,),
+                "bool": (bool,),
+                "int | None": (int, type(None)),
+            }
             if type(value) not in allowed[kind]:
                 raise ConfigError(f"{field.name} must be {kind}, not {value!r}")
         smallest = {
@@ -92,6 +98,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not low <= value < 2**63:
                 raise ConfigError(f"{name} must be at least {low}, not {value!r}")
+        if self.width % 8:  # torch 2.15's CPU convolutions crash the process at other channel counts
+            raise ConfigError(f"width must be a multiple of 8, not {self.width}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")

@@ -185,7 +185,9 @@ def _read(name: str, file: Path) -> ImageSet:
                 f"(images, height, width, {known.in_channels}) and one integer label each; delete it and fetch it again"
             )
         if y.min() < 0 or y.max() >= known.num_classes:
-            raise DataError(f"{file}: y_{split} has labels outside 0..{known.num_classes - 1}; delete it and fetch it again")
+            raise DataError(
+                f"{file}: y_{split} has labels outside 0..{known.num_classes - 1}; delete it and fetch it again"
+            )
         arrays[f"y_{split}"] = y.astype(np.int64)
     return ImageSet(name, **arrays, **texts)
 
@@ -219,7 +221,14 @@ class Batches:
     """
 
     def __init__(
-        self, x: np.ndarray, y: np.ndarray, *, image_size: int, crop_padding: int = 0, normalize: str, device: torch.device
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        *,
+        image_size: int,
+        crop_padding: int = 0,
+        normalize: str,
+        device: torch.device,
     ) -> None:
         pixels = resize(torch.from_numpy(x).to(device), image_size)
         self.size, self.padding, self.device = image_size, crop_padding, device
@@ -239,7 +248,10 @@ class Batches:
         flips = torch.rand(n, generator=generator) < 0.5
         permutation = torch.randperm(n, generator=order)
         plan = EpochPlan(
-            permutation if shuffle else torch.arange(n), corners[0], corners[1], flips if flip else torch.zeros_like(flips)
+            permutation if shuffle else torch.arange(n),
+            corners[0],
+            corners[1],
+            flips if flip else torch.zeros_like(flips),
         )
         return plan.to(self.device)
 

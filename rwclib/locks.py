@@ -45,7 +45,9 @@ class Lock:
                 raise RunLockedError(f"{self.path.stem} is being taken over by another process; try again in a moment")
             os.write(self._handle, owner.encode())
         except OSError as error:
-            raise ArchiveError(f"cannot write {self.path}: {error.strerror}; choose a folder that can be written") from error
+            raise ArchiveError(
+                f"cannot write {self.path}: {error.strerror}; choose a folder that can be written"
+            ) from error
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 

@@ -91,7 +91,9 @@ def measure(
     p1, p2 = (p1, p2.sqrt()) if previous_norms is None else previous_norms.unbind(1)
     dot = (w2**2 + p2**2 - d2**2) / 2
     finite = 0 * (d1 + w1)  # NaN where a weight is not finite
-    metrics = torch.stack([d1 / p1, e1 / sizes + finite, median + finite, d2 / p2, (dot / (w2 * p2)).clamp(-1, 1), w1, w2], dim=1)
+    metrics = torch.stack(
+        [d1 / p1, e1 / sizes + finite, median + finite, d2 / p2, (dot / (w2 * p2)).clamp(-1, 1), w1, w2], dim=1
+    )
     metrics[p1 == 0, :5] = torch.nan
     return metrics
 
@@ -134,7 +136,7 @@ def _sums_on_cpu(w: Tensor, p: Tensor, with_previous: bool, update: bool) -> Ten
     from scipy.linalg.blas import sasum
 
     w, p, total = w.numpy(), p.numpy(), np.zeros(7)
-    buffer = np.empty(min(_CHUNK, w.size), np.float32)
+    buffer = torch.empty(min(_CHUNK, w.size)).numpy()  # torch aligns memory; BLAS sums differ in the last bit otherwise
     with np.errstate(all="ignore"):
         for start in range(0, w.size, _CHUNK):
             a, b = w[start : start + _CHUNK], p[start : start + _CHUNK]

@@ -70,7 +70,9 @@ def _resnet_group(layer: str) -> str:
 class _ResNet(nn.Sequential):
     """A ResNet for 32-pixel images: 3x3 stride-1 stem, no max-pooling, torchvision's blocks and its names."""
 
-    def __init__(self, block: type[nn.Module], depths: list[int], num_classes: int, in_channels: int, width: int) -> None:
+    def __init__(
+        self, block: type[nn.Module], depths: list[int], num_classes: int, in_channels: int, width: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -37,7 +37,9 @@ def parameters(path: Path) -> dict[str, object]:
         raise NotebookError(f"{path.name} is not a readable notebook ({error})") from error
     cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
-        raise NotebookError(f"{path.name} has {len(cells)} cells tagged `parameters`, expected one; tag the cell of settings")
+        raise NotebookError(
+            f"{path.name} has {len(cells)} cells tagged `parameters`, expected one; tag the cell of settings"
+        )
     try:
         statements = ast.parse(cells[0].source).body
         return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}
@@ -82,19 +84,31 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
         import papermill
         from nbconvert import HTMLExporter
     except ImportError as error:
-        raise NotebookError(f"notebooks need {error.name}; install them with `pip install 'rwclib[notebooks]'`") from error
+        raise NotebookError(
+            f"notebooks need {error.name}; install them with `pip install 'rwclib[notebooks]'`"
+        ) from error
 
     output = Path(output).absolute()
     result, page = output / path.name, output / f"{path.stem}.html"
     try:
         output.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
-            path, result, parameters=values, cwd=path.parent, kernel_name="python3", progress_bar=False, log_output=False
+            path,
+            result,
+            parameters=values,
+            cwd=path.parent,
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=False,
         )
         body, _ = HTMLExporter().from_notebook_node(nbformat.read(result, as_version=4))
         page.write_text(body, encoding="utf-8")
     except papermill.PapermillExecutionError as error:
-        raise NotebookError(f"{path.name}: cell {error.exec_count} failed: {error.ename}: {error.evalue}; see {result}") from error
+        raise NotebookError(
+            f"{path.name}: cell {error.exec_count} failed: {error.ename}: {error.evalue}; see {result}"
+        ) from error
     except OSError as error:
-        raise NotebookError(f"cannot write to {output}: {error.strerror}; choose another folder with --output") from error
+        raise NotebookError(
+            f"cannot write to {output}: {error.strerror}; choose another folder with --output"
+        ) from error
     return page

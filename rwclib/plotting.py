@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
+from matplotlib import figure as mpl_figure
 
 from rwclib.metrics import METRICS
 
@@ -24,6 +25,17 @@ LABELS = {
 }
 _STYLE = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 _COLORS = sns.color_palette("colorblind")
+
+
+class Figure(mpl_figure.Figure):
+    """A matplotlib figure that shows itself in a notebook without pyplot, with an alternative text for screen readers."""
+
+    alt = "figure"
+
+    def _repr_png_(self) -> tuple[bytes, dict]:
+        buffer = io.BytesIO()
+        self.savefig(buffer, dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
+        return buffer.getvalue(), {"alt": self.alt}
 
 
 def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
@@ -41,13 +53,16 @@ def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
         colors = sns.color_palette("viridis", max(len(layers), 1))
         for layer, color in zip(layers, colors, strict=True):
             rows = table[table["layer"] == layer]
-            axes.plot(rows["step"], rows[metric].where(np.isfinite(rows[metric])), color=color, lw=1.3, marker="o", ms=2.5)
+            axes.plot(
+                rows["step"], rows[metric].where(np.isfinite(rows[metric])), color=color, lw=1.3, marker="o", ms=2.5
+            )
         if 0 < len(layers) <= 12:
             axes.legend(layers, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         elif layers:
             scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(1, len(layers)), "viridis")
             bar = figure.colorbar(scale, ax=axes)
             bar.set_label("depth of the layer (1 = nearest the input)")
+        figure.alt = f"{LABELS[metric]} of {len(layers)} layers against the step"
         axes.set(xlabel="step", ylabel=LABELS[metric])
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     return figure
@@ -83,7 +98,14 @@ def group_lines(
                     axes.plot(mean.index, mean, color=color, lw=0.6, alpha=0.55)
                 seeds = of_group.groupby(["seed", "epoch"])["value"].mean().reset_index()
                 sns.lineplot(
-                    seeds, x="epoch", y="value", ax=axes, color=color, lw=2.2, errorbar=("pi", 100), label=f"{group} mean"
+                    seeds,
+                    x="epoch",
+                    y="value",
+                    ax=axes,
+                    color=color,
+                    lw=2.2,
+                    errorbar=("pi", 100),
+                    label=f"{group} mean",
                 )
                 if metric == "rwc_elementwise" and published and group in published:
                     axes.axhline(published[group], color=color, ls="--", lw=1.1, label=f"{group} published median")
@@ -91,6 +113,7 @@ def group_lines(
             axes.set(xlabel="epoch", ylabel=LABELS[metric])
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
             axes.legend(fontsize=7, frameon=False)
+        figure.alt = f"{title}: relative weight change by epoch, a line per layer, under both definitions"
         figure.suptitle(title, fontsize=10)
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
@@ -104,7 +127,11 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
     """
     panels = means.loc[means["source"] != "published", ["panel", "dataset"]].drop_duplicates()
     looks = {"Eq. 1": (_COLORS[0], "-", "o"), "elementwise": (_COLORS[1], "-", "s"), "published": ("0.35", "--", "D")}
-    labels = {"Eq. 1": "ours, Eq. 1", "elementwise": "ours, elementwise mean", "published": "published figures (elementwise)"}
+    labels = {
+        "Eq. 1": "ours, Eq. 1",
+        "elementwise": "ours, elementwise mean",
+        "published": "published figures (elementwise)",
+    }
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(1.9 * len(panels) + 1, 3.6), layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -120,6 +147,7 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
             axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
             axes.tick_params(axis="x", rotation=40)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        figure.alt = f"{title}, both definitions and the published medians"
         figure.suptitle(f"{title}\n", fontsize=10)
         figure.text(0.5, 0.945, caption, fontsize=7, color="0.35", ha="center", va="top")
     return figure
@@ -139,5 +167,6 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-    figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return folder / f"{name}.png"
+    path = folder / f"{name}.png"
+    path.write_bytes(figure._repr_png_()[0])
+    return path

@@ -39,7 +39,7 @@ class SweepProgress:
         if values:
             self._done[name], self._latest[name] = values["epoch"], values
             if not self._console.is_terminal:
-                self._console.print(_line(name, values), soft_wrap=True)
+                self._console.print(progress_line(name, values), soft_wrap=True)
         else:
             self._ended.add(name)
             self._done[name] = self._epochs[name]
@@ -52,7 +52,8 @@ class SweepProgress:
         )  # fmt: skip
 
 
-def _line(name: str, values: dict) -> str:
+def progress_line(name: str, values: dict) -> str:
+    """One line on the epoch that `rwclib.training.run` reports."""
     return (
         f"{name} epoch {values['epoch']}/{values['epochs']} loss {values['train_loss']:.4f} "
         f"test top-1 {values['test_top1']:.2f}% {values['images_per_s']:,.0f} images/s"

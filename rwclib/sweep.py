@@ -227,7 +227,9 @@ def _progress_file(results: Path, config: RunConfig) -> Path:
     return results / ".cache" / f"{config.name}.progress.json"
 
 
-def _look(results: Path, running: Iterable[RunConfig], seen: dict[str, float], tell: Callable[[str, dict], None]) -> None:
+def _look(
+    results: Path, running: Iterable[RunConfig], seen: dict[str, float], tell: Callable[[str, dict], None]
+) -> None:
     for config in running:
         file = _progress_file(results, config)
         try:

@@ -15,7 +15,7 @@ from rwclib.errors import ConfigError
 from rwclib.metrics import METRICS, measure
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from rwclib.plotting import Figure
 
 LayerFilter = str | Callable[[str, nn.Parameter], bool] | None
 _WRAPPERS = {"module", "_orig_mod"}  # DataParallel, DistributedDataParallel; torch.compile
@@ -91,7 +91,8 @@ class RWCTracker:
         """Compare the weights with those of the step before, keep the result, and remember the weights.
 
         Returns:
-            `rwc` (ratio) by layer name; NaN, with one warning, for a layer whose weights were all zero.
+            `rwc` (ratio) by layer name; NaN, with one warning, for a layer whose weights were all zero, and NaN for one
+            whose weights are not finite.
         """
         weights = weight_tensors(self._model, self._filter)
         if list(weights) != self.layers:
@@ -108,11 +109,13 @@ class RWCTracker:
         metrics = measure(current, list(self._reference.values()), previous_norms=self._norms, update=True)
         self._norms = metrics[:, -2:]
         self._history.append(metrics)
-        if metrics[:, 0].isnan().any() and not self._warned:
+        zero = metrics[:, 0].isnan() & metrics[:, -2].isfinite()
+        if zero.any() and not self._warned:
             self._warned = True
-            names = [name for name, value in zip(self.layers, metrics[:, 0], strict=True) if value.isnan()]
-            warnings.warn(f"relative weight change is NaN for {', '.join(names)}: weights all zero or not finite",
-                          RuntimeWarning, stacklevel=2)  # fmt: skip
+            names = ", ".join(name for name, is_zero in zip(self.layers, zero.tolist(), strict=True) if is_zero)
+            warnings.warn(
+                f"relative weight change is NaN for {names}: all weights were zero", RuntimeWarning, stacklevel=2
+            )
         return dict(zip(self.layers, metrics[:, 0].tolist(), strict=True))
 
     def history(self) -> Tensor:
@@ -131,7 +134,10 @@ class RWCTracker:
         return frame
 
     def plot(self, metric: str = "rwc") -> Figure:
-        """One line per layer, coloured by depth: `metric` (a name of `METRICS`) against the step."""
+        """One line per layer, coloured by depth: `metric` (a name of `METRICS`) against the step.
+
+        The matplotlib figure shows itself at the end of a notebook cell; elsewhere use its `savefig`.
+        """
         from rwclib.plotting import layer_lines
 
         return layer_lines(self.table(), metric)

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -55,7 +56,9 @@ def check(config: RunConfig) -> None:
     """`ConfigError` if the config names an unknown model or data set, or cannot be run; nothing is read or written."""
     models.get(config.model)
     if config.normalize == "imagenet" and data.get(config.dataset).in_channels != 3:
-        raise ConfigError(f"normalize 'imagenet' needs colour images, and {config.dataset} is grey; use normalize 'none'")
+        raise ConfigError(
+            f"normalize 'imagenet' needs colour images, and {config.dataset} is grey; use normalize 'none'"
+        )
 
 
 @dataclass
@@ -76,7 +79,9 @@ class _State:
     def tensors(self) -> dict[str, Tensor]:
         found = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in slots.items() if value is not None}
+            found |= {
+                f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in slots.items() if value is not None
+            }
         found |= {f"tracker.{key}": value for key, value in self.tracker.state_dict().items()}
         found |= {"rng.order": self.order.get_state(), "rng.augmentation": self.augmentation.get_state()}
         found["rng.torch"] = torch.get_rng_state()
@@ -140,7 +145,8 @@ def run(
         data_dir: folder of the image sets, as in `rwclib.data.folder`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         compile: train through `torch.compile`; full batches only, the ragged last batch of an epoch runs eagerly.
-        deadline: `time.time()` by which to stop at the end of an epoch, with a checkpoint.
+        deadline: `time.time()` by which to stop at the end of an epoch, with a checkpoint; before it at least one epoch
+            is trained.
         checkpoint_seconds: least time between two checkpoints, taken at the end of epochs.
         progress: called after each epoch with `epoch`, `epochs`, `train_loss`, `test_top1`, `images_per_s`.
 
@@ -170,13 +176,19 @@ def run(
             except ArchiveError as error:
                 aside = archive.set_aside(place)
                 print(f"{error}: kept as {aside.name}, training it again", flush=True)
-        with torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []):
+        # One BLAS thread in NumPy and SciPy, so that the metrics do not depend on the number of threads.
+        with (
+            threadpool_limits(1, user_api="blas"),
+            torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
+        ):
             return _train(config, images, results, chosen, lock, compile, deadline, checkpoint_seconds, progress)
 
 
 def _finished(run: archive.Run, place: Path) -> Path:
     if run.record["status"] == "diverged":
-        raise DivergedError(f"{place.name} diverged in epoch {run.record['diverged']['epoch']}; lower the learning rate")
+        raise DivergedError(
+            f"{place.name} diverged in epoch {run.record['diverged']['epoch']}; lower the learning rate"
+        )
     return place
 
 
@@ -218,12 +230,15 @@ def _train(
     test_set = data.Batches(images.x_test, images.y_test, **kind)
     fast = torch.compile(model) if compile else model
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
-    saved = time.monotonic()
+    saved, first = time.monotonic(), state.epoch
 
     while state.epoch < config.epochs:
-        if deadline and time.time() + (state.seconds[-1] if state.seconds else 0) > deadline:
+        expected = state.seconds[-1] if state.epoch > first else 0.0  # a call trains at least one epoch, or never gets on
+        if deadline and time.time() + expected > deadline:
             state.save(checkpoint, config)
-            raise OutOfTimeError(f"{config.name} stopped after epoch {state.epoch} of {config.epochs}; call again to go on")
+            raise OutOfTimeError(
+                f"{config.name} stopped after epoch {state.epoch} of {config.epochs}; call again to go on"
+            )
         began = time.perf_counter()
         model.train()
         plan = train_set.plan(state.augmentation, state.order, flip=config.flip, shuffle=config.shuffle)

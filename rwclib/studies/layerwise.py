@@ -74,7 +74,9 @@ def runs(
 
 # Figures 1-12: pairs of neighbouring ResNet-18 blocks on each data set, in the paper's order.
 FIGURES = {
-    3 * i + j: ("resnet18", dataset, (f"block{j}", f"block{j + 1}")) for i, dataset in enumerate(DATASETS) for j in (1, 2, 3)
+    3 * i + j: ("resnet18", dataset, (f"block{j}", f"block{j + 1}"))
+    for i, dataset in enumerate(DATASETS)
+    for j in (1, 2, 3)
 }
 
 CLAIMS = (
@@ -181,8 +183,10 @@ def figure_table(layers: pd.DataFrame, figure: int, dataset: str | None = None) 
     return pd.DataFrame(result)
 
 
-def draw(found: archive.Tables, dataset: str, folder: str | Path, prefix: str) -> Iterator[tuple[int, Path, pd.DataFrame]]:
-    """Draw and save the published figures of one data set: yields (number, PNG file, the numbers behind it).
+def draw(
+    found: archive.Tables, dataset: str, folder: str | Path, prefix: str
+) -> Iterator[tuple[int, plotting.Figure, pd.DataFrame]]:
+    """Draw and save the published figures of one data set: yields (number, figure, the numbers behind it).
 
     Args:
         found: as `tables` gives them; figures whose runs are missing are left out.
@@ -190,7 +194,7 @@ def draw(found: archive.Tables, dataset: str, folder: str | Path, prefix: str) -
         folder, prefix: files are `<folder>/<prefix>_fig<NN>_<data set>_<groups>.png` and `.pdf`.
     """
     for number in figures(dataset):
-        model, paper_dataset, groups = FIGURES[number]
+        model, _, groups = FIGURES[number]
         layers = best(found.layers, model, dataset)
         if layers.empty:
             continue
@@ -201,7 +205,8 @@ def draw(found: archive.Tables, dataset: str, folder: str | Path, prefix: str) -
             caption=caption(found.runs, model, dataset),
             published=published().query("figure == @number").set_index("group")["median"].to_dict(),
         )  # fmt: skip
-        yield number, plotting.save(figure, folder, f"{prefix}_fig{number:02d}_{dataset}_{'_'.join(groups)}"), numbers
+        plotting.save(figure, folder, f"{prefix}_fig{number:02d}_{dataset}_{'_'.join(groups)}")
+        yield number, figure, numbers
 
 
 def caption(runs_table: pd.DataFrame, model: str, dataset: str) -> str:
@@ -241,8 +246,12 @@ def block_means(layers: pd.DataFrame, model: str = "resnet18") -> pd.DataFrame:
         for metric, definition in claims.DEFINITIONS.items():
             finite = rows.assign(value=rows[metric].where(rows[metric] < float("inf")))
             mean = finite.groupby(["dataset", "profile", "group", "seed"])["value"].mean().reset_index()
-            parts.append(mean.assign(source=definition, panel=f"{data.get(dataset).title}\n({rows['profile'].iloc[0]})"))
-    medians = published().query("model == @model").groupby(["dataset", "group"])["median"].mean().reset_index(name="value")
+            parts.append(
+                mean.assign(source=definition, panel=f"{data.get(dataset).title}\n({rows['profile'].iloc[0]})")
+            )
+    medians = (
+        published().query("model == @model").groupby(["dataset", "group"])["median"].mean().reset_index(name="value")
+    )
     parts.append(medians.assign(profile="published", seed=-1, source="published"))
     return pd.concat(parts, ignore_index=True)
 

@@ -1,0 +1,49 @@
+"""What the tests share: small real runs on the bundled images, and the command as a real process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwclib import RunConfig
+
+ROOT = Path(__file__).parents[1]
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def config() -> RunConfig:
+    """A run of about two seconds."""
+    return RunConfig(
+        model="resnet18", dataset="fashion_mnist_sample", width=8, epochs=3, n_train=200, n_test=100, batch_size=64, flip=True
+    )
+
+
+def command(*arguments: object, env: dict[str, str] | None = None, **options: object) -> subprocess.Popen:
+    """`rwc` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rwclib", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **(env or {})}, **options,
+    )  # fmt: skip
+
+
+def rwc(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """`rwc` run to its end: returncode, stdout, stderr."""
+    process = command(*arguments, env=env)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def tables(place: Path) -> dict[str, bytes]:
+    """The bytes of a run's two tables."""
+    return {name: (place / name).read_bytes() for name in ("layers.parquet", "epochs.parquet")}

@@ -1,0 +1,199 @@
+"""The archive: what is written can be read, and whatever is damaged is found, named and never half-read."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from rwclib import archive, training
+from rwclib.errors import ArchiveError
+
+from .conftest import contents
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, config):
+    """A results folder with two finished runs."""
+    results = tmp_path_factory.mktemp("results")
+    configs = [replace(config, epochs=1, n_train=64, seed=seed) for seed in (0, 1)]
+    for item in configs:
+        training.run(item, results=results)
+    return results, configs
+
+
+@pytest.fixture
+def damaged(finished, tmp_path):
+    """A copy of it to do damage to: (results, directory of the first run)."""
+    results = tmp_path / "results"
+    shutil.copytree(finished[0], results)
+    return results, archive.run_dir(results, finished[1][0])
+
+
+def test_loading_gives_tidy_tables_with_the_runs_fields(finished):
+    results, configs = finished
+    tables = archive.load(configs, results)
+    assert len(tables.runs) == 2
+    assert set(tables.runs["seed"]) == {0, 1}
+    assert {"lr", "device", "data_note", "images_per_s", "torch"} <= set(tables.runs.columns)
+    assert len(tables.layers) == 2 * 21
+    assert {"epoch", "layer", "group", "rwc", "rwc_elementwise", "model", "dataset", "seed", "hash"} <= set(tables.layers)
+    assert len(tables.epochs) == 2
+
+
+def test_runs_that_are_not_there_are_absent_from_the_tables(finished, config):
+    results, configs = finished
+    tables = archive.load([configs[0], replace(config, seed=9)], results)
+    assert list(tables.runs["seed"]) == [0]
+    assert archive.load([replace(config, seed=9)], results).layers.empty
+
+
+def truncate(place):
+    (place / "layers.parquet").write_bytes((place / "layers.parquet").read_bytes()[:-30])
+    return "layers.parquet was truncated or edited"
+
+
+def flip_a_bit(place):
+    raw = bytearray((place / "epochs.parquet").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (place / "epochs.parquet").write_bytes(raw)
+    return "epochs.parquet was truncated or edited"
+
+
+def remove_a_table(place):
+    (place / "layers.parquet").unlink()
+    return "layers.parquet cannot be read"
+
+
+def edit_a_number(place):
+    record = json.loads((place / "run.json").read_text())
+    record["provenance"]["images_per_s"] = 1e9
+    (place / "run.json").write_text(json.dumps(record))
+    return "run.json was edited or damaged"
+
+
+def edit_the_config(place):
+    text = (place / "run.json").read_text()
+    (place / "run.json").write_text(text.replace('"lr": 0.1', '"lr": 0.2'))
+    return "run.json was edited or damaged"
+
+
+def empty_the_record(place):
+    (place / "run.json").write_text("")
+    return "run.json cannot be read"
+
+
+def rename_the_directory(place):
+    place.rename(place.with_name("resnet18-someone-elses-run"))
+    return "holds the run resnet18-fashion_mnist_sample"
+
+
+DAMAGES = [truncate, flip_a_bit, remove_a_table, edit_a_number, edit_the_config, empty_the_record, rename_the_directory]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damage_is_found_named_and_left_as_it_is(damaged, damage):
+    results, place = damaged
+    message = damage(place)
+    before = contents(results)
+    problems = archive.verify(results)
+    assert len(problems) == 1
+    assert message in problems[0]
+    assert "\n" not in problems[0]
+    assert contents(results) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES[:-1], ids=lambda damage: damage.__name__)
+def test_a_damaged_run_is_never_loaded(damaged, finished, damage):
+    results, place = damaged
+    damage(place)
+    with pytest.raises(ArchiveError, match=place.name):
+        archive.load(finished[1], results)
+
+
+def test_exported_runs_come_back_identical(finished, tmp_path):
+    results, configs = finished
+    assert archive.export(results, tmp_path / "runs.tar.gz") == 2
+    assert archive.import_(tmp_path / "runs.tar.gz", tmp_path / "other") == (2, 0)
+    assert contents(tmp_path / "other") == contents(results)
+    assert archive.import_(tmp_path / "runs.tar.gz", tmp_path / "other") == (0, 2)
+
+
+def test_a_damaged_run_is_not_exported(damaged, tmp_path):
+    truncate(damaged[1])
+    with pytest.raises(ArchiveError, match="truncated"):
+        archive.export(damaged[0], tmp_path / "runs.tar.gz")
+    assert not (tmp_path / "runs.tar.gz").exists()
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("name", ["../../evil/run.json", "/etc/x/run.json", "a/b/c/run.json", "study/run/evil.py", "run.json"])
+def test_a_tar_with_anything_but_runs_is_refused_and_writes_nothing(tmp_path, name):
+    tar_of(tmp_path / "bad.tar", [(name, b"{}")])
+    with pytest.raises(ArchiveError, match="nothing was imported|cannot be read"):
+        archive.import_(tmp_path / "bad.tar", tmp_path / "results")
+    assert os.listdir(tmp_path) == ["bad.tar"]
+
+
+def test_a_link_in_a_tar_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        info = tarfile.TarInfo("study/run/run.json")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(ArchiveError, match="no file of a run"):
+        archive.import_(tmp_path / "bad.tar", tmp_path / "results")
+
+
+def test_one_damaged_run_in_a_tar_stops_the_whole_import(finished, tmp_path):
+    results, _ = finished
+    members = [(name, content) for name, content in contents(results).items() if name.count("/") == 2]
+    members[0] = (members[0][0], members[0][1][:-5])
+    tar_of(tmp_path / "bad.tar", members)
+    with pytest.raises(ArchiveError, match="truncated or edited|cannot be read"):
+        archive.import_(tmp_path / "bad.tar", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_file_that_is_no_tar_is_refused(tmp_path):
+    (tmp_path / "bad.tar").write_bytes(b"no tar at all")
+    with pytest.raises(ArchiveError, match="not a readable tar"):
+        archive.import_(tmp_path / "bad.tar", tmp_path / "results")
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    archive.write_atomically(target, b"old")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ArchiveError, match="cannot write .*No space left on device"):
+        archive.write_atomically(target, b"new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert target.read_bytes() == b"old"
+
+
+def test_a_run_without_its_record_does_not_count(damaged, finished):
+    results, place = damaged
+    (place / "run.json").unlink()
+    assert not archive.is_finished(results, finished[1][0])
+    assert len(archive.directories(results)) == 1
+
+
+def test_tables_are_parquet_that_anyone_can_read(finished):
+    results, configs = finished
+    table = pd.read_parquet(archive.run_dir(results, configs[0]) / "layers.parquet")
+    assert str(table["rwc"].dtype) == "float64"
+    assert table["epoch"].eq(1).all()

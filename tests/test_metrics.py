@@ -1,0 +1,382 @@
+"""Metrics against a float64 NumPy reference, and the properties that their definitions promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from rwclib import metrics
+from rwclib.metrics import METRICS, measure
+from torch import Tensor
+
+RATIOS = ("rwc", "rwc_elementwise", "rwc_median", "l2_ratio")
+BETWEEN = (*RATIOS, "cosine")
+SHAPES = [(1,), (7,), (3, 4), (2, 3, 3, 3), (64, 64), (65, 64), (1, 65_536), (257, 256), (512, 17, 3, 3), (333, 401)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+def value(name: str, current: Tensor, previous: Tensor) -> float:
+    function = getattr(metrics, name)
+    return function(current) if name in ("l1_norm", "l2_norm") else function(current, previous)
+
+
+def reference(current: Tensor, previous: Tensor) -> dict[str, float]:
+    w, p = (t.detach().cpu().float().double().numpy().ravel() for t in (current, previous))  # as seen in float32
+    with np.errstate(all="ignore"):
+        change = np.where(w == p, 0, np.abs(w - p) / np.abs(p))
+    sample = np.sort(change[:: math.ceil(change.size / 4096)])
+    return {
+        "rwc": np.abs(w - p).sum() / np.abs(p).sum(),
+        "rwc_elementwise": change.mean(),
+        "rwc_median": sample[(sample.size - 1) // 2],
+        "l2_ratio": np.linalg.norm(w - p) / np.linalg.norm(p),
+        "cosine": w @ p / (np.linalg.norm(w) * np.linalg.norm(p)),
+        "l1_norm": np.abs(w).sum(),
+        "l2_norm": np.linalg.norm(w),
+    }
+
+
+def pair(*shape: int, change: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Current and previous weights, normal, `change` apart."""
+    rng = torch.Generator().manual_seed(seed)
+    previous = torch.randn(shape, generator=rng, dtype=torch.float64)
+    return previous + change * torch.randn(shape, generator=rng, dtype=torch.float64), previous
+
+
+def close(expected: float) -> object:
+    return pytest.approx(expected, rel=1e-5, nan_ok=True)
+
+
+def assert_equals_reference(current: Tensor, previous: Tensor) -> None:
+    for name, expected in reference(current, previous).items():
+        tolerance = 1e-5 if name == "cosine" else 0  # it has the range [-1, 1] and may be near 0
+        assert value(name, current, previous) == pytest.approx(expected, rel=1e-5, abs=tolerance), name
+
+
+@pytest.mark.parametrize("change", [1e-3, 0.1, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_metric_equals_the_float64_reference(shape, dtype, change):
+    current, previous = pair(*shape, change=change)
+    assert_equals_reference(current.to(dtype), previous.to(dtype))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_metric_equals_the_float64_reference_on_cuda(shape, dtype):
+    current, previous = (t.to("cuda", dtype) for t in pair(*shape))
+    assert_equals_reference(current, previous)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (200, 333)], ids=str)
+def test_transposed_snapshots_equal_the_reference(shape):
+    current, previous = (t.float() for t in pair(*shape))
+    transposed = current.T.contiguous().T
+    assert not transposed.is_contiguous()
+    assert_equals_reference(transposed, previous)
+    assert_equals_reference(current, previous.T.contiguous().T)
+    assert_equals_reference(transposed, previous.T.contiguous().T)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (4, 1, 3, 3), (4, 3, 1, 1)], ids=str)
+@pytest.mark.parametrize("which", ["current", "previous", "both"])
+def test_channels_last_snapshots_equal_the_reference(shape, which):
+    current, previous = (t.float() for t in pair(*shape))
+    if which != "previous":
+        current = current.to(memory_format=torch.channels_last)
+    if which != "current":
+        previous = previous.to(memory_format=torch.channels_last)
+    assert_equals_reference(current, previous)
+
+
+def test_large_channels_last_snapshots_equal_the_reference_in_memory_order():
+    current, previous = (t.float().to(memory_format=torch.channels_last) for t in pair(130, 60, 3, 3))
+    in_memory = [t.permute(0, 2, 3, 1).contiguous() for t in (current, previous)]
+    for name, expected in reference(*in_memory).items():
+        assert value(name, current, previous) == close(expected), name
+
+
+def test_strided_snapshots_equal_the_reference():
+    current, previous = (t.float() for t in pair(200, 700))
+    assert_equals_reference(current[:, ::2], previous[:, 1::2])
+    assert_equals_reference(current.reshape(-1)[::2], previous.reshape(-1)[::2])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_snapshots_that_require_gradients_are_measured_without_touching_them(name):
+    current, previous = (t.float().requires_grad_() for t in pair(6, 5))
+    assert value(name, current, previous) == close(reference(current, previous)[name])
+    assert current.grad is None
+    assert current.requires_grad
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 4095, 4096])
+def test_median_of_up_to_4096_weights_is_exact(n):
+    change = torch.randperm(n, generator=torch.Generator().manual_seed(n)).float() / 4096
+    previous = torch.ones(n)
+    assert metrics.rwc_median(previous + change, previous) == np.sort(change.numpy())[(n - 1) // 2]
+
+
+@pytest.mark.parametrize("n", [4097, 8192, 8193, 100_000])
+def test_median_of_more_weights_looks_at_every_ceil_n_over_4096th_only(n):
+    every = math.ceil(n / 4096)
+    previous, current = torch.ones(n), torch.full((n,), 9.0)
+    change = torch.arange(len(current[::every])) / 4096
+    current[::every] = 1 + change
+    assert len(change) <= 4096
+    assert metrics.rwc_median(current, previous) == change.median().item()
+
+
+@pytest.mark.parametrize("n", [5, 4096, 150_001])
+def test_no_change_gives_zero_and_cosine_one(n):
+    weights = pair(n)[0].float()
+    assert [value(name, weights, weights.clone()) for name in BETWEEN] == [0, 0, 0, 0, pytest.approx(1, abs=1e-15)]
+
+
+@pytest.mark.parametrize("shape", [(30, 7), (300, 301)], ids=str)
+@pytest.mark.parametrize("scale", [2.0**20, 3.7, 1e-4])
+def test_ratios_and_cosine_are_invariant_to_scaling_both_snapshots(shape, scale):
+    current, previous = (t.float() for t in pair(*shape))
+    for name in BETWEEN:
+        assert value(name, scale * current, scale * previous) == close(value(name, current, previous)), name
+
+
+@pytest.mark.parametrize("name", ["l1_norm", "l2_norm"])
+def test_norms_scale_with_the_weights(name):
+    weights = pair(300, 301)[0].float()
+    assert value(name, -3 * weights, weights) == close(3 * value(name, weights, weights))
+
+
+@pytest.mark.parametrize("n", [50, 4096, 70_000])
+def test_metrics_are_invariant_to_a_common_permutation(n):
+    current, previous = (t.float() for t in pair(n))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
+    for name in METRICS:
+        if name != "rwc_median" or n <= 4096:  # beyond, it looks at a sample
+            assert value(name, current[order], previous[order]) == close(value(name, current, previous)), name
+
+
+@pytest.mark.parametrize("n", [10, 70_000])
+@pytest.mark.parametrize(("factor", "ratio", "cosine"), [(1.25, 0.25, 1), (0.5, 0.5, 1), (-1, 2, -1), (3, 2, 1)])
+def test_scaling_the_weights_by_a_factor_changes_every_ratio_by_it_alone(n, factor, ratio, cosine):
+    previous = pair(n)[1].float()
+    for name in RATIOS:
+        assert value(name, factor * previous, previous) == close(ratio), name
+    assert metrics.cosine(factor * previous, previous) == close(cosine)
+
+
+def test_orthogonal_weights_have_cosine_zero():
+    assert metrics.cosine(torch.tensor([0.0, 3.0]), torch.tensor([2.0, 0.0])) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e-2, 1e2, 1e4])
+def test_cosine_is_accurate_between_weights_of_very_different_size(factor):
+    current, previous = (t.float() for t in pair(70_000))
+    assert metrics.cosine(factor * current, previous) == close(metrics.cosine(current, previous))
+
+
+def test_ratios_are_relative_to_the_previous_weights():
+    small, large = torch.tensor([1.0, 1.0]), torch.tensor([4.0, 4.0])
+    assert [value(name, large, small) for name in RATIOS] == [close(3)] * 4
+    assert [value(name, small, large) for name in RATIOS] == [close(0.75)] * 4
+
+
+def test_rwc_weighs_weights_by_size_and_rwc_elementwise_does_not():
+    current, previous = torch.tensor([2.0, 100.0]), torch.tensor([1.0, 99.0])
+    assert metrics.rwc(current, previous) == close(2 / 100)
+    assert metrics.rwc_elementwise(current, previous) == close((1 + 1 / 99) / 2)
+
+
+@pytest.mark.parametrize("n", [10, 70_000])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_zero_weight_that_moved_makes_the_elementwise_mean_infinite_and_nothing_else(n, sign):
+    current, previous = (t.float() for t in pair(n))
+    previous[-1], current[-1] = 0, sign * 0.5
+    expected = reference(current, previous)
+    assert metrics.rwc_elementwise(current, previous) == math.inf
+    for name in ("rwc", "rwc_median", "l2_ratio", "cosine"):
+        assert math.isfinite(expected[name])
+        assert value(name, current, previous) == close(expected[name]), name
+
+
+@pytest.mark.parametrize("n", [10, 70_000])
+@pytest.mark.parametrize("zeros", [slice(0, 1), slice(-1, None), slice(2, 8)], ids=str)
+def test_a_weight_that_stays_zero_counts_as_unchanged(n, zeros):
+    current, previous = (t.float() for t in pair(n))
+    current[zeros] = previous[zeros] = 0
+    assert_equals_reference(current, previous)
+
+
+def test_a_zero_that_moved_is_infinite_also_beside_one_that_stayed():
+    current, previous = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 2.0])
+    assert metrics.rwc_elementwise(current, previous) == math.inf
+    assert metrics.rwc_median(current, previous) == 0
+
+
+@pytest.mark.parametrize("n", [3, 70_000])
+@pytest.mark.parametrize("current", [0.0, 1.0])
+def test_all_zero_previous_weights_give_nan(n, current):
+    weights, zeros = torch.full((n,), current), torch.zeros(n)
+    assert all(math.isnan(value(name, weights, zeros)) for name in BETWEEN)
+    assert metrics.l1_norm(weights) == n * current
+
+
+@pytest.mark.parametrize("n", [3, 1001, 70_000, 131_075])
+def test_weights_that_vanished_have_changed_by_all_of_themselves_and_have_no_direction(n):
+    previous = pair(n)[1].float()
+    assert [value(name, torch.zeros(n), previous) for name in RATIOS] == [close(1)] * 4
+    assert math.isnan(metrics.cosine(torch.zeros(n), previous))
+
+
+@pytest.mark.parametrize("n", [5, 131_075])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, -1])
+@pytest.mark.parametrize("where", ["current", "previous", "both"])
+def test_a_weight_that_is_not_finite_never_gives_a_finite_metric(n, bad, at, where):
+    current, previous = (t.float() for t in pair(n))
+    for name, snapshot in (("current", current), ("previous", previous)):
+        if where in (name, "both"):
+            snapshot[at] = bad
+    values = {name: value(name, current, previous) for name in BETWEEN}
+    assert not any(math.isfinite(v) for v in values.values()), values
+    if math.isnan(bad) or where == "both":
+        assert all(math.isnan(v) for v in values.values()), values
+    if where != "previous":
+        assert not math.isfinite(metrics.l1_norm(current))
+        assert not math.isfinite(metrics.l2_norm(current))
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize(("one", "other"), [((2, 3), (3, 2)), ((6,), (2, 3)), ((1,), (4,)), ((4, 1), (4, 4))], ids=str)
+def test_snapshots_of_different_shape_are_an_error_that_names_the_shapes(name, one, other):
+    with pytest.raises(ValueError, match="shape") as error:
+        value(name, torch.ones(one), torch.ones(other))
+    assert str(one) in str(error.value)
+    assert str(other) in str(error.value)
+
+
+def test_measure_gives_one_float64_row_per_layer_with_the_metrics_in_order():
+    pairs = [pair(4, 3, seed=1), pair(2, 3, 3, 3, seed=2), pair(300, 301, seed=3)]
+    found = measure([w.float() for w, _ in pairs], [p.float() for _, p in pairs])
+    assert found.shape == (3, len(METRICS))
+    assert found.dtype == torch.float64
+    assert found.device.type == "cpu"
+    for row, (current, previous) in zip(found.tolist(), pairs, strict=True):
+        assert dict(zip(METRICS, row, strict=True)) == {k: close(v) for k, v in reference(current, previous).items()}
+
+
+def test_measure_of_no_layers_is_an_empty_table():
+    assert measure([], []).shape == (0, len(METRICS))
+
+
+def test_measure_refuses_lists_of_different_length():
+    with pytest.raises(ValueError, match="zip"):
+        measure([torch.ones(2)], [torch.ones(2), torch.ones(2)])
+
+
+def test_measure_leaves_the_snapshots_alone_unless_told_to_update():
+    current, previous = (t.float() for t in pair(300, 301))
+    before = current.clone(), previous.clone()
+    measure([current], [previous])
+    assert torch.equal(current, before[0])
+    assert torch.equal(previous, before[1])
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+    "every other": lambda t: torch.stack([t, t], dim=-1)[..., 0],
+    "slice of a larger one": lambda t: torch.cat([t, t], dim=1)[:, : t.shape[1]],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("previous_layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_update_leaves_previous_equal_to_current_and_the_same_metrics(layout, previous_layout, dtype):
+    current, previous = (t.to(dtype) for t in pair(40, 50, 7, 6))
+    current, previous = LAYOUTS[layout](current), LAYOUTS[previous_layout](previous)
+    kept, strides = current.clone(), previous.stride()
+    without = measure([current], [previous])
+    np.testing.assert_allclose(measure([current], [previous], update=True), without, rtol=1e-6, atol=0)
+    assert torch.equal(previous, current)
+    assert torch.equal(current, kept)
+    assert previous.stride() == strides
+
+
+@pytest.mark.parametrize("view", [slice(None), slice(None, None, 2), slice(3, None)], ids=str)
+def test_update_of_a_vector_writes_into_its_view_only(view):
+    current, base = torch.arange(140_000.0), torch.full((140_000,), -1.0)
+    measure([current[view]], [base[view]], update=True)
+    outside = torch.ones(140_000, dtype=torch.bool)
+    outside[view] = False
+    assert torch.equal(base[view], current[view])
+    assert (base[outside] == -1).all()
+
+
+def test_update_takes_bfloat16_weights_into_a_float32_reference():
+    current, previous = (t.float() for t in pair(20, 30))
+    kept = previous.clone()
+    assert measure([current.bfloat16()], [previous], update=True)[0, 0] == close(metrics.rwc(current.bfloat16(), kept))
+    assert torch.equal(previous, current.bfloat16().float())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_known_norms_of_the_previous_weights_change_no_result(shape):
+    current, previous = (t.float() for t in pair(*shape))
+    layers = [current, current], [previous, 2 * previous]
+    norms = measure(layers[1], layers[1])[:, -2:]
+    np.testing.assert_allclose(measure(*layers, previous_norms=norms), measure(*layers), rtol=1e-6, atol=1e-6)
+
+
+def test_known_norms_of_zero_give_nan_as_unknown_ones_do():
+    known = measure([torch.ones(3)], [torch.zeros(3)], previous_norms=torch.zeros(1, 2, dtype=torch.float64))
+    assert known[0, :5].isnan().all()
+    assert known[0, 5:].tolist() == pytest.approx([3, 3**0.5])
+
+
+def test_five_million_float32_weights_are_measured_to_1e_5():
+    rng = torch.Generator().manual_seed(0)
+    previous = torch.rand(5_000_011, generator=rng) + 1e-3
+    current = previous + 1e-3 * torch.rand(5_000_011, generator=rng)
+    for name, expected in reference(current, previous).items():
+        assert value(name, current, previous) == close(expected), name
+
+
+@pytest.mark.parametrize("n", [1000, 3001])
+def test_the_same_snapshots_give_the_same_bits_wherever_memory_is_taken_from(n):
+    current, previous = (t.float() for t in pair(n))
+    rng, kept, found = np.random.default_rng(0), [], set()
+    for _ in range(200):
+        kept.append(np.empty(rng.integers(300, 400), np.float32))  # moves what is allocated next
+        found.add(tuple(measure([current], [previous])[0].tolist()))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("n", [1, 100, 65_536, 65_537, 200_003])
+@pytest.mark.parametrize("zeros", ["none", "stay", "move", "all"])
+def test_device_arithmetic_equals_cpu_arithmetic(n, zeros):
+    current, previous = (t.float() for t in pair(n))
+    if zeros != "none":
+        previous[n // 2 :] = 0
+    if zeros == "stay":
+        current[n // 2 :] = 0
+    if zeros == "all":
+        previous[:] = 0
+    on_device = metrics._sums_on_device(current, previous)
+    on_cpu = metrics._sums_on_cpu(current, previous, True, False)
+    assert on_device.dtype == on_cpu.dtype == torch.float64
+    assert on_device.tolist() == [close(v) for v in on_cpu.tolist()]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_device_arithmetic_shows_weights_that_are_not_finite_as_cpu_arithmetic_does(bad):
+    current, previous = (t.float() for t in pair(70_000))
+    current[-1] = bad
+    for sums in (metrics._sums_on_device(current, previous), metrics._sums_on_cpu(current, previous, True, False)):
+        assert not sums[[0, 1, 3, 4]].isfinite().any()  # both differences, both norms of the current weights
+        assert sums[5:].isfinite().all()
