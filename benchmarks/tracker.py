@@ -13,7 +13,8 @@ COPIES, EPOCH_PERCENT, EPOCH_IMAGES = 6, 1, 2000
 COPY, STEP = "copy of the weights", "RWCTracker.step(), 7 metrics"
 NAIVE, RELEASE = "per-tensor PyTorch with .item(), 2 metrics", "the papers' NumPy code, 1 metric"
 NOTE = f"""copies: median time over that of the copy, `buffer.copy_(weight)` for each of the 21 weight tensors, with as
-many threads; copies_fastest: the same of the fastest repetitions. Waiting threads sleep (OMP_WAIT_POLICY=PASSIVE).
+many threads; copies_fastest: the same of the fastest repetitions, to be read where the load reaches the number of cores,
+which interrupts a longer call more often. Waiting threads sleep (OMP_WAIT_POLICY=PASSIVE).
 percent_of_epoch: of forward, backward and SGD step over {EPOCH_IMAGES:,} images, extrapolated from the few timed."""
 
 
@@ -21,6 +22,7 @@ def costs(width: int, repetitions: int) -> dict[str, tuple[float, float]]:
     """Median and least milliseconds of every way to follow the weights."""
     import numpy as np
     import torch
+
     from rwclib import RWCTracker, models
     from rwclib.tracker import weight_tensors
 
@@ -60,8 +62,9 @@ def costs(width: int, repetitions: int) -> dict[str, tuple[float, float]]:
 def image_milliseconds(width: int, batch_size: int, batches: int) -> float:
     """Mean milliseconds per image of forward, backward and SGD step, after one batch to warm up."""
     import torch
-    from rwclib import models
     from torch.nn import functional
+
+    from rwclib import models
 
     model = models.build("resnet18", num_classes=10, width=width).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)

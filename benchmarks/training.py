@@ -27,8 +27,9 @@ before and after it, median over epochs; lowest and highest epoch."""
 def bare_block(width: int, in_channels: int, batch_size: int, steps: int) -> Callable[[], None]:
     """A function that trains a network of its own for `steps` steps on one batch, settings as in `run`."""
     import torch
-    from rwclib import models
     from torch.nn import functional
+
+    from rwclib import models
 
     model = models.build("resnet18", num_classes=10, in_channels=in_channels, width=width)
     model = model.to(memory_format=torch.channels_last).train()
@@ -49,6 +50,7 @@ def bare_block(width: int, in_channels: int, batch_size: int, steps: int) -> Cal
 def measure(width: int, batch_size: int, steps: int, epochs: int) -> tuple[str, dict[str, list[np.ndarray]]]:
     """The data set, and by row of the table the seconds (epochs - 1,) of bare blocks and of epochs."""
     import torch
+
     from rwclib import RunConfig, archive, data, training
 
     torch.set_num_threads(1)

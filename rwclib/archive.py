@@ -23,6 +23,7 @@ import pandas as pd
 
 from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, RwcError
+from rwclib.metrics import METRICS
 
 TABLES = ("layers.parquet", "epochs.parquet")
 FINAL = ("done", "diverged")
@@ -181,9 +182,8 @@ def load(configs: Iterable[RunConfig], results: Path) -> Tables:
             getattr(run, part).assign(**{key: getattr(run.config, key) for key in keys}, hash=run.config.hash)
             for run in runs
         ]
-        return (
-            pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*keys, "hash", "epoch", "group"])
-        )
+        columns = [*keys, "hash", "epoch", "group", "layer", *METRICS]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
     rows = [
         run.record["provenance"]

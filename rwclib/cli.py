@@ -103,8 +103,6 @@ def train(
 
     What is not given is as in study 1 (its learning rate, weight decay, batch size and augmentation; 150 epochs).
     """
-    import torch
-
     from rwclib import archive, data, models, training
     from rwclib.progress import progress_line
     from rwclib.studies import layerwise
@@ -117,8 +115,6 @@ def train(
     }  # fmt: skip
     base = layerwise.run_config("paper", model, dataset, seed)
     config = replace(base, study="custom", **{key: value for key, value in given.items() if value is not None})
-    if threads:
-        torch.set_num_threads(threads)
     place = training.run(
         config, results=results or archive.default_results(), data_dir=data_dir, device=device, compile=compile,
         deadline=START + time_budget if time_budget is not None else None, checkpoint_seconds=checkpoint_seconds,

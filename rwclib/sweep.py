@@ -188,19 +188,13 @@ def _check_writable(results: Path) -> None:
 
 
 def _local_pool(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _terminate(pool: ProcessPoolExecutor) -> None:
     """Stop the workers at once; their checkpoints stay."""
     for process in list((pool._processes or {}).values()):
         process.terminate()
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _work(config: RunConfig, options: dict) -> bool:
@@ -217,7 +211,7 @@ def _work(config: RunConfig, options: dict) -> bool:
         os.replace(part, note)
 
     try:
-        training.run(config, **options, progress=tell)
+        training.run(config, **options, threads=1, progress=tell)
     finally:
         note.unlink(missing_ok=True)
     return True

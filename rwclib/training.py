@@ -130,6 +130,7 @@ def run(
     data_dir: str | Path | None = None,
     device: str = "auto",
     compile: bool = False,
+    threads: int | None = None,
     deadline: float | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress | None = None,
@@ -145,6 +146,7 @@ def run(
         data_dir: folder of the image sets, as in `rwclib.data.folder`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         compile: train through `torch.compile`; full batches only, the ragged last batch of an epoch runs eagerly.
+        threads: CPU threads; default as torch has it. The last bits of the tables depend on it.
         deadline: `time.time()` by which to stop at the end of an epoch, with a checkpoint; before it at least one epoch
             is trained.
         checkpoint_seconds: least time between two checkpoints, taken at the end of epochs.
@@ -181,6 +183,7 @@ def run(
             threadpool_limits(1, user_api="blas"),
             torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
         ):
+            torch.set_num_threads(threads or torch.get_num_threads())
             return _train(config, images, results, chosen, lock, compile, deadline, checkpoint_seconds, progress)
 
 
@@ -233,7 +236,9 @@ def _train(
     saved, first = time.monotonic(), state.epoch
 
     while state.epoch < config.epochs:
-        expected = state.seconds[-1] if state.epoch > first else 0.0  # a call trains at least one epoch, or never gets on
+        expected = (
+            state.seconds[-1] if state.epoch > first else 0.0
+        )  # a call trains at least one epoch, or never gets on
         if deadline and time.time() + expected > deadline:
             state.save(checkpoint, config)
             raise OutOfTimeError(

@@ -20,7 +20,14 @@ torch.set_num_threads(1)
 def config() -> RunConfig:
     """A run of about two seconds."""
     return RunConfig(
-        model="resnet18", dataset="fashion_mnist_sample", width=8, epochs=3, n_train=200, n_test=100, batch_size=64, flip=True
+        model="resnet18",
+        dataset="fashion_mnist_sample",
+        width=8,
+        epochs=3,
+        n_train=200,
+        n_test=100,
+        batch_size=64,
+        flip=True,
     )
 
 
@@ -41,7 +48,9 @@ def rwc(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Com
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def tables(place: Path) -> dict[str, bytes]:

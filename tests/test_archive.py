@@ -41,7 +41,9 @@ def test_loading_gives_tidy_tables_with_the_runs_fields(finished):
     assert set(tables.runs["seed"]) == {0, 1}
     assert {"lr", "device", "data_note", "images_per_s", "torch"} <= set(tables.runs.columns)
     assert len(tables.layers) == 2 * 21
-    assert {"epoch", "layer", "group", "rwc", "rwc_elementwise", "model", "dataset", "seed", "hash"} <= set(tables.layers)
+    assert {"epoch", "layer", "group", "rwc", "rwc_elementwise", "model", "dataset", "seed", "hash"} <= set(
+        tables.layers
+    )
     assert len(tables.epochs) == 2
 
 
@@ -116,7 +118,7 @@ def test_a_damaged_run_is_never_loaded(damaged, finished, damage):
 
 
 def test_exported_runs_come_back_identical(finished, tmp_path):
-    results, configs = finished
+    results, _ = finished
     assert archive.export(results, tmp_path / "runs.tar.gz") == 2
     assert archive.import_(tmp_path / "runs.tar.gz", tmp_path / "other") == (2, 0)
     assert contents(tmp_path / "other") == contents(results)
@@ -138,7 +140,9 @@ def tar_of(path, members):
             tar.addfile(info, io.BytesIO(content))
 
 
-@pytest.mark.parametrize("name", ["../../evil/run.json", "/etc/x/run.json", "a/b/c/run.json", "study/run/evil.py", "run.json"])
+@pytest.mark.parametrize(
+    "name", ["../../evil/run.json", "/etc/x/run.json", "a/b/c/run.json", "study/run/evil.py", "run.json"]
+)
 def test_a_tar_with_anything_but_runs_is_refused_and_writes_nothing(tmp_path, name):
     tar_of(tmp_path / "bad.tar", [(name, b"{}")])
     with pytest.raises(ArchiveError, match="nothing was imported|cannot be read"):

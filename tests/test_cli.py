@@ -10,7 +10,19 @@ from rwclib import archive, cli
 
 from .conftest import ROOT, contents, rwc
 
-TRAIN = ["train", "--model", "resnet18", "--dataset", "fashion_mnist_sample", "--width", 8, "--n-train", 64, "--n-test", 50]
+TRAIN = [
+    "train",
+    "--model",
+    "resnet18",
+    "--dataset",
+    "fashion_mnist_sample",
+    "--width",
+    8,
+    "--n-train",
+    64,
+    "--n-test",
+    50,
+]
 
 
 def run(capsys, *arguments):
@@ -103,7 +115,18 @@ def test_debug_shows_the_traceback():
 def test_a_damaged_image_file_is_one_sentence(capsys, tmp_path):
     np.savez(tmp_path / "mnist.npz", x_train=np.zeros(3))
     before = contents(tmp_path)
-    code, _, err = run(capsys, "train", "--model", "resnet18", "--dataset", "mnist", "--data-dir", tmp_path, "--results", tmp_path / "r")
+    code, _, err = run(
+        capsys,
+        "train",
+        "--model",
+        "resnet18",
+        "--dataset",
+        "mnist",
+        "--data-dir",
+        tmp_path,
+        "--results",
+        tmp_path / "r",
+    )
     assert (code, len(err.splitlines())) == (1, 1)
     assert "lacks the arrays" in err
     assert contents(tmp_path) == before

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import pytest
+
 from rwclib.config import CHOICES, PROFILES, RunConfig, check_profile
 from rwclib.errors import ConfigError, RwcError
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from rwclib import data
 from rwclib.data import Batches, EpochPlan
 from rwclib.errors import ConfigError, DataError

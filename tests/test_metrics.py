@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from rwclib import metrics
 from rwclib.metrics import METRICS, measure
-from torch import Tensor
 
 RATIOS = ("rwc", "rwc_elementwise", "rwc_median", "l2_ratio")
 BETWEEN = (*RATIOS, "cosine")
@@ -133,7 +134,7 @@ def test_median_of_more_weights_looks_at_every_ceil_n_over_4096th_only(n):
 @pytest.mark.parametrize("n", [5, 4096, 150_001])
 def test_no_change_gives_zero_and_cosine_one(n):
     weights = pair(n)[0].float()
-    assert [value(name, weights, weights.clone()) for name in BETWEEN] == [0, 0, 0, 0, pytest.approx(1, abs=1e-15)]
+    assert [value(name, weights, weights.clone()) for name in BETWEEN] == [0, 0, 0, 0, pytest.approx(1, abs=1e-9)]
 
 
 @pytest.mark.parametrize("shape", [(30, 7), (300, 301)], ids=str)
@@ -379,4 +380,4 @@ def test_device_arithmetic_shows_weights_that_are_not_finite_as_cpu_arithmetic_d
     current[-1] = bad
     for sums in (metrics._sums_on_device(current, previous), metrics._sums_on_cpu(current, previous, True, False)):
         assert not sums[[0, 1, 3, 4]].isfinite().any()  # both differences, both norms of the current weights
-        assert sums[5:].isfinite().all()
+        assert sums[-2:].isfinite().all()  # norms of the previous ones

@@ -6,10 +6,11 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
+
 from rwclib import models
 from rwclib.errors import ConfigError
 from rwclib.tracker import weight_tensors
-from torch import nn
 
 
 def small(**settings: int) -> nn.Module:

@@ -12,12 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from rwclib import RWCTracker, metrics
-from rwclib.errors import ConfigError
-from rwclib.metrics import METRICS
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
+
+from rwclib import RWCTracker, metrics
+from rwclib.errors import ConfigError
+from rwclib.metrics import METRICS
 
 LAYERS = ["stem.weight", "body.0.weight", "body.2.weight", "head.weight"]
 
@@ -310,6 +311,34 @@ def test_a_restored_tracker_continues_as_the_uninterrupted_one(model, store, ste
         assert restored.step() == whole.step()
         train(model)
     pd.testing.assert_frame_equal(restored.table(), whole.table(), check_exact=True)
+
+
+def test_a_tracker_that_has_stepped_can_be_set_back(model):
+    tracker = RWCTracker(model)
+    start, weights = copied(tracker.state_dict()), copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model.head.weight.mul_(100)
+    tracker.step()
+    model.load_state_dict(weights)
+    tracker.load_state_dict(start)
+    assert tracker.step() == dict.fromkeys(LAYERS, 0)
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    assert tracker.step()["head.weight"] == pytest.approx(1)
+    assert list(tracker.table()["step"].unique()) == [1, 2]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_norms_of_the_weights_before_are_those_of_the_state_that_was_loaded(model, known):
+    tracker, other = RWCTracker(model), RWCTracker(model)
+    if known:
+        other.step()
+    state = copied(other.state_dict())
+    with torch.no_grad():
+        model.head.weight.mul_(100)
+    tracker.step()
+    tracker.load_state_dict(state)
+    assert tracker.step()["head.weight"] == pytest.approx(99)
 
 
 def test_state_of_a_channels_last_model_can_be_stored_as_safetensors(model):

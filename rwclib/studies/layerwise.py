@@ -116,10 +116,12 @@ def published() -> pd.DataFrame:
     table = pd.read_csv(Path(__file__).with_name("layerwise_published.csv"))
     names = {"ResNet18": "resnet18", "VGG19_bn": "vgg19_bn", "AlexNet": "alexnet"}
     sets = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "MNIST": "mnist", "FMNIST": "fashion_mnist"}
-    group = table["group"].str.replace("Block-", "block").str.replace(r"(.*)(ly|le|er) Layers?", r"\1\2", regex=True)
+    groups = {f"Block-{i}": f"block{i}" for i in (1, 2, 3, 4)} | {
+        "Early Layer": "early", "Earlier Layers": "early", "Middle Layers": "middle", "Later Layers": "late",
+    }  # fmt: skip
     return pd.DataFrame({
         "figure": table["journal_fig"], "model": table["model"].map(names), "dataset": table["dataset"].map(sets),
-        "group": group.str.lower(), "median": table["p50"], "epochs": table["last_epoch"],
+        "group": table["group"].map(groups), "median": table["p50"], "epochs": table["last_epoch"],
     })  # fmt: skip
 
 

@@ -1,0 +1,117 @@
+"""The notebooks: executed and clean as committed, and alive under papermill with retraining at `smoke`."""
+
+import json
+import re
+import time
+
+import nbformat
+import pytest
+
+from rwclib import data, notebooks
+from rwclib.errors import ConfigError, NotebookError
+
+from ..conftest import ROOT, rwc
+
+BOOKS = notebooks.find()
+
+
+@pytest.fixture(params=BOOKS, ids=lambda path: path.stem)
+def book(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def printed(cell):
+    return "".join(o.get("text", "") + str(o.get("data", {}).get("text/plain", "")) for o in cell.outputs)
+
+
+def test_every_code_cell_is_executed_in_order(book):
+    assert [cell.execution_count for cell in code(book)] == list(range(1, len(code(book)) + 1))
+
+
+def test_the_first_cell_installs_on_colab_only_and_the_second_holds_literal_parameters(book):
+    first, second = code(book)[:2]
+    assert 'if "google.colab" in sys.modules' in first.source
+    assert notebooks.REPOSITORY in first.source
+    assert not first.outputs
+    assert second.metadata.tags == ["parameters"]
+    assert not any("!" in cell.source.splitlines()[0] or "%" in cell.source.splitlines()[0] for cell in code(book)[1:])
+
+
+def test_outputs_hold_no_bare_tables_paths_timings_warnings_or_errors(book):
+    for cell in code(book):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.get("text")
+            assert "text/html" not in output.get("data", {})
+        text = printed(cell)
+        assert not re.search(r"/(home|root|tmp|work|Users)/", text)
+        assert not re.search(r"\b(Warning|Traceback)\b", text)
+        assert "images/s" not in text
+
+
+def test_every_shown_figure_has_an_alternative_text(book):
+    for cell in code(book):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                assert len(output.metadata["image/png"]["alt"]) > 20
+
+
+def test_the_notebook_has_a_title_a_badge_and_links_that_exist(book):
+    text = book.cells[0].source
+    assert text.startswith("# ")
+    assert "colab-badge.svg" in text
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\((?!http)([^)#]+)\)", cell.source):
+                assert (ROOT / "notebooks" / target).exists(), target
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_it_fits_in_a_repository(path):
+    assert path.stat().st_size < 3_000_000
+
+
+def test_a_misspelt_parameter_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(ConfigError, match="01_resnet18_blocks.ipynb has no parameter 'profil'; known: profile, device"):
+        notebooks.execute(BOOKS[1], tmp_path / "out", {"profil": "smoke"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_notebook_without_a_parameters_cell_is_refused(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")]), tmp_path / "00_x.ipynb")
+    with pytest.raises(NotebookError, match="has 0 cells tagged `parameters`"):
+        notebooks.execute(tmp_path / "00_x.ipynb", tmp_path / "out")
+
+
+def test_a_failing_cell_is_one_sentence_that_names_it(tmp_path):
+    cells = [nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("1 / 0")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_x.ipynb")
+    with pytest.raises(NotebookError, match="cell 2 failed: ZeroDivisionError"):
+        notebooks.execute(tmp_path / "00_x.ipynb", tmp_path / "out")
+
+
+def test_reproduce_retrains_every_notebook_at_smoke(tmp_path):
+    """With the real data sets where they are; without any, notebook 01 trains on the bundled sample and says so."""
+    began = time.time()
+    done = rwc(
+        "reproduce", "--profile", "smoke", "--retrain", "--output", tmp_path, "-p", "epochs", "2", "--device", "cpu"
+    )
+    assert done.returncode == 0, done.stderr
+    print(f"{time.time() - began:.0f} s")
+    names = {path.stem for path in BOOKS}
+    assert {path.stem for path in tmp_path.glob("*.html")} == names
+    assert {path.stem for path in tmp_path.glob("*.ipynb")} == names
+    book = nbformat.read(tmp_path / "01_resnet18_blocks.ipynb", as_version=4)
+    text = "".join(printed(cell) for cell in code(book))
+    runs = list((tmp_path / "results-smoke" / "layerwise").iterdir())
+    here = [name for name in ("cifar10", "cifar100", "mnist", "fashion_mnist") if data.path(name).exists()]
+    assert len(runs) == max(1, len(here))
+    assert len(list((tmp_path / "figures").glob("01_resnet18_blocks_fig*.png"))) == 3 * max(1, len(here))
+    if not here:
+        assert "training on the bundled Fashion-MNIST sample" in text
+    assert "claim" in (tmp_path / "claims_layerwise.md").read_text()
+    assert json.loads((runs[0] / "run.json").read_text())["config"]["epochs"] == 2

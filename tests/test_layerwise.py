@@ -1,0 +1,153 @@
+"""Study 1: its runs are the paper's, its figures and claims are complete, its pictures show the numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rwclib import archive, plotting
+from rwclib.config import PROFILES
+from rwclib.errors import ConfigError
+from rwclib.studies import layerwise
+
+
+def test_the_paper_profile_is_the_papers():
+    runs = [run for run in layerwise.runs("paper") if run.model == "resnet18"]
+    assert len(runs) == 4 * 5
+    for run in runs:
+        assert (run.lr, run.momentum, run.weight_decay, run.batch_size, run.epochs) == (0.1, 0.9, 1e-4, 128, 150)
+        assert (run.width, run.n_train, run.n_test, run.image_size, run.optimizer) == (64, None, None, 32, "sgd")
+        grey = run.dataset in ("mnist", "fashion_mnist")
+        assert (run.crop_padding, run.flip, run.normalize) == ((0, True, "none") if grey else (4, True, "imagenet"))
+    assert {run.seed for run in runs} == {0, 42, 123, 1000, 1234}
+
+
+def test_profiles_are_of_the_promised_sizes():
+    sizes = {profile: layerwise.runs(profile, models=["resnet18"]) for profile in PROFILES}
+    assert {profile: len(runs) for profile, runs in sizes.items()} == {
+        "smoke": 4,
+        "quick": 8,
+        "reduced": 12,
+        "paper": 20,
+    }
+    assert all((run.width, run.n_train, run.epochs) == (8, 512, 2) for run in sizes["smoke"])
+    assert all(run.width == 16 and run.n_train >= 2000 and run.epochs >= 8 for run in sizes["quick"])
+    assert all((run.width, run.n_train, run.epochs) == (16, 10_000, 30) for run in sizes["reduced"])
+    assert {run.seed for run in sizes["reduced"]} == {0, 42, 123}
+
+
+def test_every_data_set_gets_its_first_seed_before_any_its_second():
+    runs = layerwise.runs("quick", models=["resnet18"])
+    assert [run.seed for run in runs] == [0] * 4 + [42] * 4
+
+
+def test_run_names_are_pinned_so_that_archived_runs_stay_theirs():
+    assert layerwise.run_config("quick", "resnet18", "cifar10", 0).hash == "1935fde47b51"
+    assert layerwise.run_config("reduced", "resnet18", "cifar100", 0).hash == "3ace44d37e5c"
+
+
+def test_unknown_names_are_refused():
+    for bad in (
+        {"profile": "huge"},
+        {"profile": "quick", "models": ["resnet19"]},
+        {"profile": "quick", "datasets": ["x"]},
+    ):
+        with pytest.raises(ConfigError, match="unknown"):
+            layerwise.runs(**bad)
+
+
+def test_all_twelve_figures_have_published_medians():
+    published = layerwise.published()
+    for number, (model, dataset, groups) in layerwise.FIGURES.items():
+        rows = published[published["figure"] == number]
+        assert set(rows["group"]) == set(groups)
+        assert set(rows["model"]) == {model}
+        assert set(rows["dataset"]) == {dataset}
+    assert sorted(layerwise.FIGURES) == list(range(1, 13))
+    assert {"early", "middle", "late"} == set(published.loc[published["figure"] > 12, "group"])
+
+
+def test_the_committed_archive_is_sound_and_holds_what_the_notebook_shows():
+    results = archive.default_results()
+    assert archive.verify(results) == []
+    quick = layerwise.tables(results, "quick", models=["resnet18"])
+    assert len(quick.runs) == 8
+    reduced = layerwise.tables(results, "reduced", models=["resnet18"])
+    assert {"cifar10", "cifar100"} <= set(reduced.runs.loc[reduced.runs["seed"] == 0, "dataset"])
+    assert not (quick.runs["data_note"] == "unknown").any()
+
+
+def test_figure_numbers_are_those_of_the_archived_tables():
+    tables = layerwise.tables(profile="quick")
+    numbers = layerwise.figure_table(tables.layers, 7).set_index(["definition", "group"])
+    rows = tables.layers.query("dataset == 'mnist' and group == 'block2' and epoch > 1")
+    assert numbers.loc[("Eq. 1", "block2"), "mean"] == pytest.approx(rows["rwc"].mean())
+    assert numbers.loc[("elementwise", "block2"), "median"] == pytest.approx(rows["rwc_elementwise"].median())
+    assert numbers.loc[("Eq. 1", "block2"), "published_median"] == 0.713
+
+
+def test_figures_draw_a_line_per_layer_and_carry_an_honest_caption(tmp_path):
+    tables = layerwise.tables(profile="quick")
+    drawn = list(layerwise.draw(tables, "cifar10", tmp_path, "x"))
+    assert [number for number, _, _ in drawn] == [1, 2, 3]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"x_fig{n:02d}_cifar10_block{n}_block{n + 1}.{kind}" for n in (1, 2, 3) for kind in ("png", "pdf")
+    }
+    figure = drawn[0][1]
+    assert "profile quick: width 16 of 64, 2,048 images, 8 epochs, seeds 0, 42" in figure.get_supxlabel()
+    assert "data copy: pixel-exact but for 109" in figure.get_supxlabel()
+    left, right = figure.axes
+    assert sum(line.get_linewidth() == 0.6 for line in left.lines) == 4 + 5
+    assert "Eq. 1" in left.get_ylabel()
+    assert [line.get_ydata()[0] for line in right.lines if line.get_linestyle() == "--"] == [1.335, 1.606]
+    layer = tables.layers.query("dataset == 'cifar10' and layer == 'layer1.0.conv1.weight'")
+    np.testing.assert_allclose(left.lines[0].get_ydata(), layer.groupby("epoch")["rwc"].mean())
+
+
+def test_the_same_numbers_give_the_same_files(tmp_path):
+    tables = layerwise.tables(profile="quick")
+    for folder in ("a", "b"):
+        list(layerwise.draw(tables, "mnist", tmp_path / folder, "x"))
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_accuracies_stand_beside_the_published_ones():
+    table = layerwise.accuracy_table(layerwise.tables(profile="quick").epochs).set_index(["model", "dataset"])
+    assert table.loc[("resnet18", "cifar10"), "published"] == 91
+    assert 10 < table.loc[("resnet18", "cifar10"), "test_top1"] < 91
+    assert (layerwise.accuracy_table(layerwise.tables(profile="paper").epochs)["seeds"] >= 0).all()
+
+
+def test_a_data_set_that_cannot_be_had_is_named_and_left_out(tmp_path, monkeypatch, capsys):
+    def no_network(*arguments, **options):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setenv("RWC_DATA_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    tables, datasets = layerwise.prepare(
+        "smoke",
+        ["resnet18"],
+        datasets=["mnist", "svhn"],
+        results=tmp_path / "results",
+        retrain=True,
+        device="cpu",
+        jobs=1,
+    )
+    out = capsys.readouterr().out
+    assert datasets == ["fashion_mnist_sample"]
+    assert "not run: data set mnist could not be fetched" in out
+    assert "not run: data set svhn could not be fetched" in out
+    assert "training on the bundled Fashion-MNIST sample" in out
+    assert set(tables.layers["dataset"]) == {"fashion_mnist_sample"}
+    assert [number for number, _, _ in layerwise.draw(tables, datasets[0], tmp_path, "x")] == [10, 11, 12]
+
+
+def test_group_means_are_drawn_on_a_log_axis_with_the_published_ones():
+    means = layerwise.block_means(layerwise.tables(profile="quick").layers)
+    figure = plotting.group_means(means, title="t", caption="c")
+    assert [axes.get_title() for axes in figure.axes] == [
+        f"{name}\n(quick)" for name in ("CIFAR-10", "CIFAR-100", "MNIST", "Fashion-MNIST")
+    ]
+    assert all(axes.get_yscale() == "log" for axes in figure.axes)
+    assert set(means["source"]) == {"Eq. 1", "elementwise", "published"}
+    assert isinstance(means, pd.DataFrame)
