@@ -78,7 +78,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), field.type
-            if kind == "float" and type(value) is int:
+            if kind == "float" and type(value) is int and abs(value) < 2**63:
                 object.__setattr__(self, field.name, float(value))
                 continue
             allowed = {
@@ -97,7 +97,9 @@ class RunConfig:
         for name, low in smallest.items():
             value = getattr(self, name)
             if value is not None and not low <= value < 2**63:
-                raise ConfigError(f"{name} must be at least {low}, not {value!r}")
+                raise ConfigError(
+                    f"{name} must be at least {low}{'' if value < low else ' and not so large'}, not {value!r}"
+                )
         if self.width % 8:  # torch 2.15's CPU convolutions crash the process at other channel counts
             raise ConfigError(f"width must be a multiple of 8, not {self.width}")
         for name, known in CHOICES.items():

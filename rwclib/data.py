@@ -7,10 +7,13 @@ that file. Nothing else is ever put in a missing set's place.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,10 +150,13 @@ def fetch(name: str, data_dir: str | Path | None = None) -> ImageSet:
             )  # fmt: skip
         os.replace(part, file)
         shutil.rmtree(raw)
-    except (OSError, RuntimeError, ValueError) as error:  # torchvision raises RuntimeError for bad digests and mirrors
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:  # RuntimeError: digests, mirrors
+        with contextlib.suppress(OSError):
+            file.with_suffix(f".part{os.getpid()}").unlink()
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(
-            f"data set {name} could not be fetched ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
-            f"expected {file}; put it there, or run `rwc data fetch {name}` where the network reaches its server"
+            f"data set {name} could not be fetched ({reason}): expected {file}; put it there, or run "
+            f"`rwc data fetch {name}` where its server can be reached and the disk has room"
         ) from error
     return _read(name, file)
 
@@ -168,13 +174,13 @@ def _arrays(dataset: object) -> tuple[np.ndarray, np.ndarray]:
 def _read(name: str, file: Path) -> ImageSet:
     known = get(name)
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with open(file, "rb") as handle, np.lib.npyio.NpzFile(handle, allow_pickle=False) as stored:
             missing = {"x_train", "y_train", "x_test", "y_test"} - set(stored.files)
             if missing:
                 raise DataError(f"{file} lacks the arrays {', '.join(sorted(missing))}; delete it and fetch it again")
             arrays = {key: stored[key] for key in ("x_train", "y_train", "x_test", "y_test")}
             texts = {key: str(stored[key]) if key in stored.files else "unknown" for key in ("source", "note")}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         raise DataError(f"{file} is not a readable .npz of arrays ({error}); delete it and fetch it again") from error
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]

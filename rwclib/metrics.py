@@ -86,10 +86,11 @@ def measure(
     rows = [_sums(w, p, previous_norms is None, update) for w, p in zip(current, previous, strict=True)]
     if not rows:
         return torch.empty(0, len(METRICS), dtype=torch.float64)
-    d1, d2, e1, w1, w2, p1, p2, median, sizes = torch.stack(rows).cpu().double().unbind(1)
+    d1, d2, e1, w1, w2, dot, p1, p2, median, sizes = (
+        torch.stack([row.to(rows[0].device) for row in rows]).cpu().double().unbind(1)
+    )
     w2, d2 = w2.sqrt(), d2.sqrt()
     p1, p2 = (p1, p2.sqrt()) if previous_norms is None else previous_norms.unbind(1)
-    dot = (w2**2 + p2**2 - d2**2) / 2
     finite = 0 * (d1 + w1)  # NaN where a weight is not finite
     metrics = torch.stack(
         [d1 / p1, e1 / sizes + finite, median + finite, d2 / p2, (dot / (w2 * p2)).clamp(-1, 1), w1, w2], dim=1
@@ -99,10 +100,10 @@ def measure(
 
 
 def _sums(current: Tensor, previous: Tensor, with_previous: bool, update: bool) -> Tensor:
-    """The nine sums of one layer that its metrics follow from: (9,) float64 on its device."""
+    """The ten sums of one layer that its metrics follow from: (10,) float64 on its device."""
     channels_last = current.dim() == 4 and current.is_contiguous(memory_format=torch.channels_last)
     w, p = _flat(current, channels_last).float(), _flat(previous, channels_last).float()
-    every = -(-w.numel() // MEDIAN_SAMPLE)
+    every = max(1, -(-w.numel() // MEDIAN_SAMPLE))
     sample, before = w[::every], p[::every]
     median = _relative((sample - before).abs_(), before).median()
     in_place = update and w.device.type == "cpu" and p.data_ptr() == previous.data_ptr()
@@ -123,7 +124,7 @@ def _relative(difference: Tensor, before: Tensor) -> Tensor:
 
 def _sums_on_device(w: Tensor, p: Tensor) -> Tensor:
     difference = (w - p).abs_()
-    parts = [difference, difference.square(), _relative(difference, p), w.abs(), w.square(), p.abs(), p.square()]
+    parts = [difference, difference.square(), _relative(difference, p), w.abs(), w.square(), w * p, p.abs(), p.square()]
     return torch.stack([part.sum() for part in parts]).double()
 
 
@@ -135,7 +136,7 @@ def _sums_on_cpu(w: Tensor, p: Tensor, with_previous: bool, update: bool) -> Ten
     """
     from scipy.linalg.blas import sasum
 
-    w, p, total = w.numpy(), p.numpy(), np.zeros(7)
+    w, p, total = w.numpy(), p.numpy(), np.zeros(8)
     buffer = torch.empty(min(_CHUNK, w.size)).numpy()  # torch aligns memory; BLAS sums differ in the last bit otherwise
     with np.errstate(all="ignore"):
         for start in range(0, w.size, _CHUNK):
@@ -145,9 +146,9 @@ def _sums_on_cpu(w: Tensor, p: Tensor, with_previous: bool, update: bool) -> Ten
             elementwise = sasum(np.divide(z, b, out=z))
             if np.isnan(elementwise):  # 0 / 0
                 elementwise = np.abs(np.nan_to_num(z, nan=0.0, posinf=np.inf, neginf=np.inf)).sum()
-            total[:5] += l1, squares, elementwise, sasum(a), a.dot(a)
+            total[:6] += l1, squares, elementwise, sasum(a), a.dot(a), a.dot(b)
             if with_previous:
-                total[5:] += sasum(b), b.dot(b)
+                total[6:] += sasum(b), b.dot(b)
             if update:
                 b[:] = a
     return torch.from_numpy(total)

@@ -58,7 +58,7 @@ def build(name: str, *, num_classes: int, in_channels: int = 3, width: int = 64,
     """
     chosen = get(name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone
         return chosen.build(num_classes, in_channels, width)
 
 

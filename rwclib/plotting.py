@@ -50,7 +50,7 @@ def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7, 3.8), layout="constrained")
         axes = figure.subplots()
-        colors = sns.color_palette("viridis", max(len(layers), 1))
+        colors = sns.color_palette("viridis", len(layers)) if layers else []
         for layer, color in zip(layers, colors, strict=True):
             rows = table[table["layer"] == layer]
             axes.plot(

@@ -31,9 +31,10 @@ def weight_tensors(model: nn.Module, layers: LayerFilter = None) -> dict[str, nn
     Raises:
         ConfigError: nothing is left.
     """
-    found = {}
-    for name, parameter in model.named_parameters():
-        name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    found: dict[str, nn.Parameter] = {}
+    for full_name, parameter in model.named_parameters():
+        name = ".".join(part for part in full_name.split(".") if part not in _WRAPPERS)
+        name = full_name if name in found else name  # a model may have a submodule of its own called `module`
         if layers is None:
             wanted = parameter.dim() > 1
         elif isinstance(layers, str):
@@ -77,7 +78,7 @@ class RWCTracker:
         self._reference: dict[str, Tensor] = {}
         for name, weight in weight_tensors(model, layers).items():
             self._reference[name] = weight.detach().clone().to(offload or weight.device)
-        self._norms: Tensor | None = None
+        self._norms = self._reference_norms()
         self._history: list[Tensor] = []
         self._warned = False
 
@@ -86,7 +87,10 @@ class RWCTracker:
         """Names of the layers, in network order."""
         return list(self._reference)
 
-    @torch.no_grad()
+    def _reference_norms(self) -> Tensor:
+        weights = list(self._reference.values())
+        return measure(weights, weights)[:, -2:]
+
     def step(self) -> dict[str, float]:
         """Compare the weights with those of the step before, keep the result, and remember the weights.
 
@@ -100,16 +104,17 @@ class RWCTracker:
             raise ConfigError(f"the model's layers changed since the tracker was made: {', '.join(sorted(gone))}")
         current = []
         for name, weight in weights.items():
+            weight = weight.detach()
             if self._offload:
                 weight = weight.to(self._offload)
             reference = self._reference[name]
             if (reference.device, reference.stride()) != (weight.device, weight.stride()):
                 self._reference[name] = torch.empty_like(weight).copy_(reference)
-            current.append(weight.detach())
+            current.append(weight)
+        zero = self._norms[:, 0] == 0
         metrics = measure(current, list(self._reference.values()), previous_norms=self._norms, update=True)
         self._norms = metrics[:, -2:]
         self._history.append(metrics)
-        zero = metrics[:, 0].isnan() & metrics[:, -2].isfinite()
         if zero.any() and not self._warned:
             self._warned = True
             names = ", ".join(name for name, is_zero in zip(self.layers, zero.tolist(), strict=True) if is_zero)
@@ -143,8 +148,9 @@ class RWCTracker:
         return layer_lines(self.table(), metric)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors only: `history`, and `reference.<layer>` for every layer."""
-        return {"history": self.history(), **{f"reference.{name}": ref for name, ref in self._reference.items()}}
+        """Tensors only: `history`, and `reference.<layer>` for every layer; save it before the next step changes them."""
+        references = {f"reference.{name}": weights.contiguous() for name, weights in self._reference.items()}
+        return {"history": self.history(), **references}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the history and the reference weights that `state_dict` gave; `ConfigError` if layers differ."""
@@ -152,7 +158,12 @@ class RWCTracker:
         if set(names) != set(self.layers):
             differing = ", ".join(sorted(set(names) ^ set(self.layers)))
             raise ConfigError(f"the saved state is of other layers than the tracker's: {differing}")
+        wrong = [
+            name for name, reference in self._reference.items() if state[f"reference.{name}"].shape != reference.shape
+        ]
+        if wrong:
+            raise ConfigError(f"the saved state has other shapes than the tracker's layers {', '.join(wrong)}")
         for name, reference in self._reference.items():
             reference.copy_(state[f"reference.{name}"])
         self._history = list(state["history"].cpu().unbind(0))
-        self._norms = self._history[-1][:, -2:] if self._history else None
+        self._norms = self._reference_norms()

@@ -300,13 +300,16 @@ def accuracy_table(epochs: pd.DataFrame) -> pd.DataFrame:
     for model, settings in MODELS.items():
         for dataset, paper in settings["top1"].items():
             found = best(epochs, model, dataset)
-            last = found[found["epoch"] == found["epoch"].max()]
-            rows.append({
-                "model": model, "dataset": dataset, "profile": found["profile"].iloc[0] if len(found) else "not run",
-                "seeds": last["seed"].nunique(), "epochs": last["epoch"].max() if len(last) else 0,
-                "train_top1": last["train_top1"].mean(), "test_top1": last["test_top1"].mean(), "published": paper,
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+            row = {"model": model, "dataset": dataset, "profile": "not run", "seeds": 0, "epochs": 0}
+            if len(found):
+                last = found[found["epoch"] == found["epoch"].max()]
+                row |= {
+                    "profile": found["profile"].iloc[0], "seeds": last["seed"].nunique(), "epochs": last["epoch"].max(),
+                    "train_top1": last["train_top1"].mean(), "test_top1": last["test_top1"].mean(),
+                }  # fmt: skip
+            rows.append(row | {"published": paper})
+    columns = ["model", "dataset", "profile", "seeds", "epochs", "train_top1", "test_top1", "published"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
