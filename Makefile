@@ -20,9 +20,11 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check rwclib tests benchmarks
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --override-ini=addopts= --override-ini=filterwarnings= notebooks
 
 notebooks: setup  ## run the notebooks again and store their outputs and figures in the repository
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/rwc claims --into README.md
 
 bench: setup
 	$(BIN)/python benchmarks/tracker.py

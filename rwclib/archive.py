@@ -23,6 +23,7 @@ import pandas as pd
 
 from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, RwcError
+from rwclib.locks import Lock
 from rwclib.metrics import METRICS
 
 TABLES = ("layers.parquet", "epochs.parquet")
@@ -82,6 +83,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise ArchiveError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+
+
+def remove_parts(results: Path, config: RunConfig) -> None:
+    """Delete what a killed process left half-written of this run (its lock must be held)."""
+    for folder in (run_dir(results, config), cache_dir(results, config)):
+        for part in folder.glob(".*.part"):
+            part.unlink()
 
 
 def write(results: Path, config: RunConfig, record: dict, layers: pd.DataFrame, epochs: pd.DataFrame) -> Path:
@@ -168,13 +176,16 @@ def directories(results: Path) -> list[Path]:
     return sorted(place for place in found if not place.parent.name.startswith(".") and ".damaged-" not in place.name)
 
 
-def load(configs: Iterable[RunConfig], results: Path) -> Tables:
+def load(configs: Iterable[RunConfig], results: Path, status: str | None = None) -> Tables:
     """The finished runs among `configs` as tidy tables; runs not in the archive are simply absent.
+
+    `status` keeps only the runs of that status, `done` or `diverged`.
 
     Raises:
         ArchiveError: a run directory is damaged.
     """
     runs = [read(results, config) for config in configs if is_finished(results, config)]
+    runs = [run for run in runs if status in (None, run.record["status"])]
     keys = ("study", "model", "dataset", "width", "seed")
 
     def tidy(part: str) -> pd.DataFrame:
@@ -182,8 +193,9 @@ def load(configs: Iterable[RunConfig], results: Path) -> Tables:
             getattr(run, part).assign(**{key: getattr(run.config, key) for key in keys}, hash=run.config.hash)
             for run in runs
         ]
-        columns = [*keys, "hash", "epoch", "group", "layer", *METRICS]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+        columns = dict.fromkeys([*keys, "hash", "group", "layer"], "str") | {"epoch": "int32", "seed": "int64"}
+        empty = pd.DataFrame(columns=[*columns, *METRICS]).astype(columns | dict.fromkeys(METRICS, "float64"))
+        return pd.concat(frames, ignore_index=True) if frames else empty
 
     rows = [
         run.record["provenance"]
@@ -257,6 +269,7 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
     runs = [(_parse(reader(files), where), files) for where, files in contents.items()]
     new = [(run, files) for run, files in runs if not is_finished(results, run.config)]
     for run, files in new:
-        for name in (*TABLES, "run.json"):
-            write_atomically(run_dir(results, run.config) / name, files[name])
+        with Lock(lock_path(results, run.config)):
+            for name in (*TABLES, "run.json"):
+                write_atomically(run_dir(results, run.config) / name, files[name])
     return len(new), len(runs) - len(new)

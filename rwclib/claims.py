@@ -2,7 +2,8 @@
 
 The quantity compared is a group's mean RWC: over its layers, and over all epochs after the first, of the finite values.
 A comparison's effect is the ratio of two such means, averaged over seeds on the log scale; its interval is the 95%
-percentile bootstrap over seeds, or over the layers of both groups when there is one seed (the table says which).
+percentile bootstrap over seeds, or over the layers of both groups when there is one seed (the table says which). With two
+or three seeds a bootstrap can give little more than their range: read such an interval as that.
 
 Verdicts. A comparison `holds` when its whole interval lies on the claimed side, `fails` when all of it lies on the
 other, and is `unclear` otherwise. A claim `holds` when all its comparisons hold, `fails` when one fails, is `not run`
@@ -98,12 +99,16 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
     seeds = a.index.intersection(b.index)
     if not len(seeds):
         return {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "not run", "seeds": 0, "resampled": "-"}
+    same_layers = list(a.columns) == list(b.columns)
     a, b, rng = a.loc[seeds].to_numpy(), b.loc[seeds].to_numpy(), np.random.default_rng(0)
     ratios = np.log(a.mean(1) / b.mean(1))
     if len(seeds) > 1:
         drawn = ratios[rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))].mean(1)
     else:
-        means = [x[0][rng.integers(0, x.shape[1], (RESAMPLES, x.shape[1]))].mean(1) for x in (a, b)]
+        rows = [rng.integers(0, x.shape[1], (RESAMPLES, x.shape[1])) for x in (a, b)]
+        if same_layers:  # of one group on two data sets: drawn in pairs
+            rows[1] = rows[0]
+        means = [x[0][drawn].mean(1) for x, drawn in zip((a, b), rows, strict=True)]
         drawn = np.log(means[0] / means[1])
     low, high = np.exp(np.quantile(drawn, [0.025, 0.975]))
     return {

@@ -54,10 +54,10 @@ def main() -> None:
             raise
         print(f"rwc: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a full disk, GPU memory, torch.compile
         if debug:
             raise
-        print(f"rwc: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        print(f"rwc: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where", file=sys.stderr)
         sys.exit(1)
 
 
@@ -76,7 +76,7 @@ def _join_parameters(arguments: list[str]) -> list[str]:
 def train(
     model: Annotated[str, typer.Option(help="resnet18, ...")],
     dataset: Annotated[str, typer.Option(help="mnist, fashion_mnist, cifar10, cifar100, svhn, fashion_mnist_sample")],
-    width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the first stage, a multiple of 8.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     seed: Annotated[int, typer.Option(help="Of initialisation, order and augmentation.")] = 0,
     n_train: Annotated[int | None, typer.Option(help="Training images used [default: all].")] = None,
@@ -191,6 +191,8 @@ def reproduce(
         raise ConfigError(f"--retrain needs a profile to train: {', '.join(PROFILES)}")
     if results is None:
         results = output / f"results-{profile}" if retrain else archive.default_results()
+    if not retrain:
+        _existing(results)
     paths = books.find([*(only or []), *(notebooks or [])])
     if not paths:
         raise ConfigError(f"no notebooks in {books.folder()}")
@@ -201,6 +203,10 @@ def reproduce(
     wanted = _pairs(parameter or [])
     defaults = {path: books.parameters(path) for path in paths}
     for name in wanted:
+        if name in shared:
+            raise ConfigError(
+                f"parameter {name} is an option of this command: write --{'output' if name == 'figures' else name}"
+            )
         if not any(name in known for known in defaults.values()):
             known = sorted({name for known in defaults.values() for name in known})
             raise ConfigError(f"no notebook has a parameter {name!r}; known: {', '.join(known)}")
@@ -243,6 +249,9 @@ def claims(
     profile: Annotated[str, typer.Option(help="best, or " + _PROFILE_HELP)] = "best",
     results: Results = None,
     form: Annotated[str, typer.Option("--format", help="table, json or md.")] = "table",
+    into: Annotated[
+        Path | None, typer.Option(help="Put the md table between this file's <!-- claims --> marks.")
+    ] = None,
 ) -> None:
     """The scorecard: every claim under both definitions of relative weight change."""
     import pandas as pd
@@ -253,7 +262,13 @@ def claims(
         raise ConfigError(f"unknown format {form!r}; known: table, json, md")
     folder = _existing(results or archive.default_results())
     table = pd.concat([studies.get(name).scorecard(folder, profile) for name in study or studies.STUDIES])
-    if form == "json":
+    if into:
+        before, marks, rest = into.read_text().partition("<!-- claims -->")
+        _, end, after = rest.partition("<!-- /claims -->")
+        if not marks or not end:
+            raise ConfigError(f"{into} has no place for the table; mark it with <!-- claims --> and <!-- /claims -->")
+        archive.write_atomically(into, f"{before}{marks}\n{_markdown(table)}\n{end}{after}".encode())
+    elif form == "json":
         print(table.to_json(orient="records", indent=1))
     else:
         print(_markdown(table) if form == "md" else _text(table))

@@ -43,7 +43,12 @@ class Lock:
                     self._take_over()
             else:
                 raise RunLockedError(f"{self.path.stem} is being taken over by another process; try again in a moment")
-            os.write(self._handle, owner.encode())
+            try:
+                os.write(self._handle, owner.encode())
+            except OSError:
+                self.path.unlink()
+                os.close(self._handle)
+                raise
         except OSError as error:
             raise ArchiveError(
                 f"cannot write {self.path}: {error.strerror}; choose a folder that can be written"
@@ -79,17 +84,15 @@ class Lock:
     def _take_over(self) -> None:
         """Move a stale lock out of the way; `RunLockedError` if it is live."""
         try:
-            owner, stat = live_owner(self.path), os.stat(self.path)
-        except FileNotFoundError:
-            return  # released meanwhile
-        if owner:
-            raise RunLockedError(f"{self.path.stem} is being worked on by {owner}; wait for it or stop it")
-        aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.stale")
-        try:
+            content = self.path.read_text()
+            owner = _live(content, self.path)
+            if owner:
+                raise RunLockedError(f"{self.path.stem} is being worked on by {owner}; wait for it or stop it")
+            aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.stale")
             os.rename(self.path, aside)
         except FileNotFoundError:
-            return  # another process was first
-        if not os.path.samestat(os.stat(aside), stat):  # it was a new, live lock: put it back
+            return  # released, or another process was first
+        if aside.read_text() != content:  # a new, live lock (every lock has its own token): put it back
             with contextlib.suppress(FileExistsError):
                 os.link(aside, self.path)
         aside.unlink()
@@ -98,20 +101,24 @@ class Lock:
 def live_owner(path: Path) -> str | None:
     """Who holds the lock, in words, or None if nobody does or the holder is gone."""
     try:
-        age = time.time() - os.stat(path).st_mtime
-        owner = json.loads(path.read_text() or "{}")
-        host, pid = owner.get("host", "another host"), int(owner.get("pid", 0))
+        return _live(path.read_text(), path)
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError):
-        host, pid = "another host", 0  # half-written: its writer is between two system calls, or died there
-    if age > STALE:
+
+
+def _live(content: str, path: Path) -> str | None:
+    if time.time() - os.stat(path).st_mtime > STALE:
         return None
-    if host == socket.gethostname() and pid:
+    try:
+        owner = json.loads(content)
+        host, pid = owner["host"], int(owner["pid"])
+    except (ValueError, KeyError, TypeError):
+        return "a process that has just begun"  # half-written: between two system calls, or died there
+    if host == socket.gethostname():
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return None
         except PermissionError:
             pass
-    return f"process {pid} on {host}" if pid else f"a process on {host}"
+    return f"process {pid} on {host}"

@@ -6,6 +6,7 @@ computes instead, the mean of the elements' own relative changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,8 +33,9 @@ def rwc_elementwise(current: Tensor, previous: Tensor) -> float:
 
 
 def rwc_median(current: Tensor, previous: Tensor) -> float:
-    """Median over elements of `|current - previous| / |previous|` (ratio), over at most 4,096 evenly spaced elements.
+    """Median over elements of `|current - previous| / |previous|` (ratio), over at most 4,096 elements.
 
+    The elements are every n-th in memory order, n the smallest step from size / 4,096 up that shares no factor with size.
     A robust companion of `rwc_elementwise`, whose mean has no finite expectation when weights have density at 0.
     """
     return _one("rwc_median", current, previous)
@@ -104,6 +106,8 @@ def _sums(current: Tensor, previous: Tensor, with_previous: bool, update: bool) 
     channels_last = current.dim() == 4 and current.is_contiguous(memory_format=torch.channels_last)
     w, p = _flat(current, channels_last).float(), _flat(previous, channels_last).float()
     every = max(1, -(-w.numel() // MEDIAN_SAMPLE))
+    while math.gcd(every, w.numel()) > 1:  # else it may meet the same kernel tap or channel again and again
+        every += 1
     sample, before = w[::every], p[::every]
     median = _relative((sample - before).abs_(), before).median()
     in_place = update and w.device.type == "cpu" and p.data_ptr() == previous.data_ptr()

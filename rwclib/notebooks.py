@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 from rwclib.errors import ConfigError, NotebookError
 
@@ -29,8 +31,7 @@ def find(only: list[str] | None = None) -> list[Path]:
 
 def parameters(path: Path) -> dict[str, object]:
     """Names and default values of the notebook's `parameters` cell; `NotebookError` without exactly one, of literals."""
-    import nbformat
-
+    nbformat = _installed("nbformat")
     try:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, ValueError) as error:
@@ -45,6 +46,13 @@ def parameters(path: Path) -> dict[str, object]:
         return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}
     except (SyntaxError, ValueError, AttributeError) as error:
         raise NotebookError(f"{path.name}: its parameters cell may only assign literals to names ({error})") from error
+
+
+def _installed(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise NotebookError(f"notebooks need {name}; install it with `pip install 'rwclib[notebooks]'`") from error
 
 
 def parse_value(name: str, text: str, default: object) -> object:
@@ -79,15 +87,7 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(f"{path.name} has no parameter {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
-    try:
-        import nbformat
-        import papermill
-        from nbconvert import HTMLExporter
-    except ImportError as error:
-        raise NotebookError(
-            f"notebooks need {error.name}; install them with `pip install 'rwclib[notebooks]'`"
-        ) from error
-
+    nbformat, papermill, nbconvert = (_installed(name) for name in ("nbformat", "papermill", "nbconvert"))
     output = Path(output).absolute()
     result, page = output / path.name, output / f"{path.stem}.html"
     try:
@@ -101,7 +101,7 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
             progress_bar=False,
             log_output=False,
         )
-        body, _ = HTMLExporter().from_notebook_node(nbformat.read(result, as_version=4))
+        body, _ = nbconvert.HTMLExporter().from_notebook_node(nbformat.read(result, as_version=4))
         page.write_text(body, encoding="utf-8")
     except papermill.PapermillExecutionError as error:
         raise NotebookError(

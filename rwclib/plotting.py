@@ -133,7 +133,7 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
         "published": "published figures (elementwise)",
     }
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(1.9 * len(panels) + 1, 3.6), layout="constrained")
+        figure = Figure(figsize=(1.9 * len(panels) + 1, 4), layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel, dataset in zip(row, panels["panel"], panels["dataset"], strict=True):
             for source, (color, line, marker) in looks.items():
@@ -143,13 +143,15 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
                     errorbar=("pi", 100), err_style="bars", label=labels[source], legend=False,
                 )  # fmt: skip
             axes.set_title(panel, fontsize=9)
-            axes.set(xlabel="", ylabel="mean relative weight change (ratio)", yscale="log")
-            axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+            axes.set(xlabel="", ylabel="mean relative weight change (ratio)")
             axes.tick_params(axis="x", rotation=40)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        for axes in row:  # after drawing, or seaborn would average on the logarithmic scale
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
         figure.alt = f"{title}, both definitions and the published medians"
-        figure.suptitle(f"{title}\n", fontsize=10)
-        figure.text(0.5, 0.945, caption, fontsize=7, color="0.35", ha="center", va="top")
+        figure.suptitle(f"{title}\n\n", fontsize=10)
+        figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
 
 

@@ -20,7 +20,7 @@ class SweepProgress:
         self._done = dict.fromkeys(self._epochs, 0)
         self._latest: dict[str, dict] = {}
         self._ended: set[str] = set()
-        self._console = Console(file=sys.stderr)
+        self._console = Console(file=sys.stderr, force_jupyter=False)
         self._progress = Progress(
             TextColumn("{task.fields[runs]}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True),

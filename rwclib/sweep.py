@@ -11,9 +11,9 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rwclib import archive, locks, training
+from rwclib import archive, data, locks, training
 from rwclib.config import RunConfig
-from rwclib.errors import ArchiveError, DivergedError, OutOfTimeError, RunLockedError, RwcError
+from rwclib.errors import ArchiveError, DataError, DivergedError, OutOfTimeError, RunLockedError, RwcError
 
 _POLL = 0.5  # seconds between looks at progress and at other processes' locks
 _ATTEMPTS = 3  # of a run whose worker process dies
@@ -32,7 +32,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """No run failed. Diverged runs are results; runs left over by a time budget go on next time."""
+        """Whether no run failed. Diverged runs are results; runs left over by a time budget go on next time."""
         return not self.failed
 
     def summary(self) -> str:
@@ -45,7 +45,7 @@ class Report:
 
 def default_jobs(device: str) -> int:
     """One process per CPU core, or two at once on a GPU."""
-    return 2 if training.resolve_device(device).type == "cuda" else len(os.sched_getaffinity(0))
+    return 2 if training.resolve_device(device).type == "cuda" else os.cpu_count() or 1
 
 
 def run_all(
@@ -88,82 +88,81 @@ def run_all(
     training.resolve_device(device)
     report, pending = Report(), []
     for config in configs:
-        (report.already if archive.is_finished(results, config) else pending).append(config)
-    report.already = [config.name for config in report.already]
-    damaged = [config for config in configs if config.name in report.already and _damaged(results, config)]
-    pending, report.already = damaged + pending, [n for n in report.already if n not in {c.name for c in damaged}]
+        if archive.is_finished(results, config) and not _damaged(results, config):
+            report.already.append(config.name)
+        else:
+            pending.append(config)
     if not pending:
         return report
     _check_writable(results)
+    for name in dict.fromkeys(config.dataset for config in pending):  # once, before several workers try
+        try:
+            data.load(name, data_dir)
+        except DataError as error:
+            report.failed |= {config.name: str(error) for config in pending if config.dataset == name}
+    pending = [config for config in pending if config.name not in report.failed]
     options = {"results": str(results), "data_dir": str(data_dir) if data_dir else None, "device": device,
                "compile": compile, "deadline": deadline, "checkpoint_seconds": checkpoint_seconds}  # fmt: skip
+    # One single-worker pool per process: a worker that dies costs its own run alone.
     jobs = min(jobs or default_jobs(device), len(pending))
-    pool = executor or _local_pool(jobs)
+    pools: list[Executor] = [executor] if executor else [_local_pool() for _ in range(jobs)]
     attempts: dict[RunConfig, int] = {}
-    futures: dict[Future, RunConfig] = {}
+    futures: dict[Future, tuple[RunConfig, int]] = {}
     seen: dict[str, float] = {}
     try:
         while pending or futures:
-            out_of_time = deadline is not None and time.time() > deadline
-            if out_of_time:
+            if deadline is not None and time.time() > deadline:
                 report.left += [config.name for config in pending]
                 pending = []
             for config in list(pending):
-                if len(futures) >= jobs and executor is None:
+                idle = set(range(len(pools))) - ({slot for _, slot in futures.values()} if executor is None else set())
+                if not idle:
                     break
                 if locks.live_owner(archive.lock_path(results, config)) and not archive.is_finished(results, config):
                     continue  # another process is at it; look again
                 pending.remove(config)
                 attempts[config] = attempts.get(config, 0) + 1
-                try:
-                    futures[pool.submit(_work, config, options)] = config
-                except BrokenExecutor:  # a worker died since the last look: its futures say so below
-                    pending.append(config)
-                    break
+                slot = min(idle)
+                futures[pools[slot].submit(_work, config, options)] = config, slot
             done, _ = wait(futures, timeout=_POLL, return_when=FIRST_COMPLETED)
-            if not futures:
+            if not futures and pending:
                 time.sleep(_POLL)
-            broken = False
             for future in done:
-                config = futures.pop(future)
+                config, slot = futures.pop(future)
                 try:
-                    trained = future.result()
-                    (report.trained if trained else report.elsewhere).append(config.name)
+                    (report.trained if future.result() else report.elsewhere).append(config.name)
                 except RunLockedError:
-                    attempts[config] -= 1
                     pending.append(config)
                 except OutOfTimeError:
                     report.left.append(config.name)
                 except DivergedError as error:
                     report.diverged[config.name] = str(error)
                 except BrokenExecutor:
-                    broken = True
-                    if attempts[config] < _ATTEMPTS:
+                    if executor is None:
+                        pools[slot] = _local_pool()
+                    if executor is None and attempts[config] < _ATTEMPTS:
                         pending.append(config)
                     else:
-                        report.failed[config.name] = f"its worker process died {_ATTEMPTS} times (out of memory?)"
+                        report.failed[config.name] = (
+                            f"its worker process died {attempts[config]} times (out of memory?)"
+                        )
                 except RwcError as error:
                     report.failed[config.name] = str(error)
                 except Exception as error:  # a run's failure must not end the sweep
                     report.failed[config.name] = f"{type(error).__name__}: {error}"
                 if progress:
                     progress(config.name, {})
-            if broken and executor is None:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for future, config in list(futures.items()):
-                    if not future.done():
-                        futures.pop(future)
-                        pending.append(config)
-                pool = _local_pool(jobs)
             if progress:
-                _look(results, futures.values(), seen, progress)
+                _look(results, [config for config, _ in futures.values()], seen, progress)
     except BaseException:
         if executor is None:
-            _terminate(pool)
+            for pool in pools:
+                _terminate(pool)
         raise
     finally:
         if executor is None:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for pool in pools:
+                pool.shutdown(wait=True, cancel_futures=True)
     return report
 
 
@@ -187,8 +186,8 @@ def _check_writable(results: Path) -> None:
         ) from error
 
 
-def _local_pool(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+def _local_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _terminate(pool: ProcessPoolExecutor) -> None:

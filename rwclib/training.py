@@ -7,6 +7,9 @@ import json
 import math
 import os
 import platform
+import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +34,8 @@ from rwclib.tracker import RWCTracker
 
 EPOCH_COLUMNS = ("train_loss", "train_top1", "train_top5", "test_loss", "test_top1", "test_top5")
 CHECKPOINT_SECONDS = 20.0
+# Initial weights and dropout come from torch's global generator, seeded here: runs in threads of one process take turns.
+_ONE_RUN_AT_A_TIME = threading.Lock()
 Progress = Callable[[dict], None]
 
 
@@ -75,6 +80,11 @@ class _State:
     seconds: list[float] = field(default_factory=list)  # one per epoch
     started: str = ""
     resumed: int = 0
+    data_digest: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def tensors(self) -> dict[str, Tensor]:
         found = {f"model.{key}": value for key, value in self.model.state_dict().items()}
@@ -85,14 +95,14 @@ class _State:
         found |= {f"tracker.{key}": value for key, value in self.tracker.state_dict().items()}
         found |= {"rng.order": self.order.get_state(), "rng.augmentation": self.augmentation.get_state()}
         found["rng.torch"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            found["rng.cuda"] = torch.cuda.get_rng_state()
+        if self.device.type == "cuda":
+            found["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         found["rows"] = torch.tensor(self.rows, dtype=torch.float64)
         return {key: value.detach().cpu().contiguous() for key, value in found.items()}
 
     def save(self, path: Path, config: RunConfig) -> None:
         notes = {"config": config.canonical_json(), "epoch": self.epoch, "seconds": self.seconds,
-                 "started": self.started, "resumed": self.resumed}  # fmt: skip
+                 "started": self.started, "resumed": self.resumed, "data_digest": self.data_digest}  # fmt: skip
         archive.write_atomically(path, save(self.tensors(), {"rwclib": json.dumps(notes)}))
 
     def load(self, path: Path, config: RunConfig) -> None:
@@ -100,6 +110,8 @@ class _State:
             notes = json.loads(file.metadata()["rwclib"])
             if notes["config"] != config.canonical_json():
                 raise ValueError("it belongs to another run")
+            if notes["data_digest"] != self.data_digest:
+                raise ValueError("the image set has changed since it was written")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -117,8 +129,8 @@ class _State:
         self.order.set_state(tensors["rng.order"])
         self.augmentation.set_state(tensors["rng.augmentation"])
         torch.set_rng_state(tensors["rng.torch"])
-        if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        if "rng.cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
         self.rows, self.epoch = tensors["rows"].reshape(-1, len(EPOCH_COLUMNS)).tolist(), notes["epoch"]
         self.seconds, self.started, self.resumed = notes["seconds"], notes["started"], notes["resumed"] + 1
 
@@ -171,20 +183,24 @@ def run(
                 raise
     chosen = resolve_device(device)
     images = data.load(config.dataset, data_dir).subset(config.n_train, config.n_test)
-    with Lock(archive.lock_path(results, config)) as lock:
+    with _ONE_RUN_AT_A_TIME, Lock(archive.lock_path(results, config)) as lock:
         if archive.is_finished(results, config):  # another process was faster, or the directory is damaged
             try:
                 return _finished(archive.read(results, config), place)
             except ArchiveError as error:
                 aside = archive.set_aside(place)
-                print(f"{error}: kept as {aside.name}, training it again", flush=True)
+                print(f"{error}: kept as {aside.name}, training it again", file=sys.stderr, flush=True)
         # One BLAS thread in NumPy and SciPy, so that the metrics do not depend on the number of threads.
         with (
             threadpool_limits(1, user_api="blas"),
             torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
         ):
-            torch.set_num_threads(threads or torch.get_num_threads())
-            return _train(config, images, results, chosen, lock, compile, deadline, checkpoint_seconds, progress)
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads or before)
+            try:
+                return _train(config, images, results, chosen, lock, compile, deadline, checkpoint_seconds, progress)
+            finally:
+                torch.set_num_threads(before)
 
 
 def _finished(run: archive.Run, place: Path) -> Path:
@@ -215,8 +231,9 @@ def _train(
     torch.manual_seed(config.seed)  # dropout; inside fork_rng
     state = _State(
         model, _optimizer(config, model), RWCTracker(model),
-        generator(config.seed, "order"), generator(config.seed, "augmentation"), started=_now(),
+        generator(config.seed, "order"), generator(config.seed, "augmentation"), started=_now(), data_digest=images.digest(),
     )  # fmt: skip
+    archive.remove_parts(results, config)
     checkpoint = archive.cache_dir(results, config) / "checkpoint.safetensors"
     if checkpoint.exists():
         try:
@@ -240,6 +257,7 @@ def _train(
             state.seconds[-1] if state.epoch > first else 0.0
         )  # a call trains at least one epoch, or never gets on
         if deadline and time.time() + expected > deadline:
+            lock.check()
             state.save(checkpoint, config)
             raise OutOfTimeError(
                 f"{config.name} stopped after epoch {state.epoch} of {config.epochs}; call again to go on"
@@ -280,9 +298,7 @@ def _train(
     if diverged:
         record["diverged"] = {"epoch": state.epoch, "train_loss": str(state.rows[-1][0])}
     place = archive.write(results, config, record, _layers(config, state), _epochs(state))
-    checkpoint.unlink(missing_ok=True)
-    if checkpoint.parent.is_dir() and not any(checkpoint.parent.iterdir()):
-        checkpoint.parent.rmdir()
+    shutil.rmtree(checkpoint.parent, ignore_errors=True)
     if diverged:
         raise DivergedError(
             f"{config.name} diverged in epoch {state.epoch} (training loss {state.rows[-1][0]}); lower the learning rate"
@@ -358,7 +374,7 @@ def _provenance(config: RunConfig, images: data.ImageSet, device: torch.device, 
         "threads": torch.get_num_threads(),
         "data_source": images.source,
         "data_note": images.note,
-        "data_digest": images.digest(),
+        "data_digest": state.data_digest,
         "n_train": len(images.y_train),
         "n_test": len(images.y_test),
         "started": state.started,

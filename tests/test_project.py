@@ -11,7 +11,7 @@ from packaging.specifiers import SpecifierSet
 import rwclib
 from rwclib import notebooks
 
-from .conftest import ROOT
+from .conftest import ROOT, rwc
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(
@@ -56,6 +56,14 @@ def test_one_address_of_the_repository():
             assert found == owner, f"{file.name} has another address than rwclib/notebooks.py"
     for book in files[1:]:
         assert f"colab.research.google.com/github/{owner}/blob/main/notebooks/{book.name}" in book.read_text()
+
+
+def test_the_readme_shows_the_current_scorecard(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    assert rwc("claims", "--into", copy).returncode == 0
+    assert copy.read_text() == (ROOT / "README.md").read_text(), "run `rwc claims --into README.md`"
+    assert copy.read_text().count("| L1 |") == 2
 
 
 def imports(path):

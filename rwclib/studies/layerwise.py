@@ -9,7 +9,7 @@ import pandas as pd
 
 from rwclib import archive, claims, data, plotting
 from rwclib.config import PROFILES, RunConfig, check_profile
-from rwclib.errors import ConfigError, DataError
+from rwclib.errors import ArchiveError, ConfigError, DataError
 from rwclib.progress import SweepProgress
 from rwclib.sweep import run_all
 
@@ -142,11 +142,13 @@ def tables(
     parts = {}
     for name in PROFILES if profile == "best" else [check_profile(profile)]:
         configs = runs(name, models=models, datasets=datasets, seeds=seeds)
-        parts[name] = archive.load(configs, Path(results or archive.default_results()))
-    return archive.Tables(*(
-        pd.concat([getattr(part, kind).assign(profile=name) for name, part in parts.items()], ignore_index=True)
-        for kind in ("runs", "layers", "epochs")
-    ))  # fmt: skip
+        parts[name] = archive.load(configs, Path(results or archive.default_results()), status="done")
+
+    def together(kind: str) -> pd.DataFrame:
+        tidy = [getattr(part, kind).assign(profile=name) for name, part in parts.items()]
+        return pd.concat([table for table in tidy if len(table)] or tidy[:1], ignore_index=True)
+
+    return archive.Tables(*(together(kind) for kind in ("runs", "layers", "epochs")))
 
 
 def best(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
@@ -166,7 +168,7 @@ def figure_table(layers: pd.DataFrame, figure: int, dataset: str | None = None) 
     """The numbers behind one published figure, one row per definition and group; `dataset` if not the published one.
 
     Columns: mean (over layers, seeds and epochs after the first), median, p10, p90 of the finite values, the number of
-    infinite values, and the published figure's median (an elementwise value) beside both definitions.
+    infinite values, and the published figure's median, which is an elementwise value.
     """
     model, paper_dataset, groups = FIGURES[figure]
     rows = best(layers, model, dataset or paper_dataset)
@@ -180,7 +182,8 @@ def figure_table(layers: pd.DataFrame, figure: int, dataset: str | None = None) 
             p10, median, p90 = finite.quantile([0.1, 0.5, 0.9])
             result.append({
                 "definition": definition, "group": group, "mean": finite.mean(), "median": median, "p10": p10, "p90": p90,
-                "infinite": len(values) - len(finite), "published_median": medians[group],
+                "infinite": len(values) - len(finite),
+                "published_median": medians[group] if metric == "rwc_elementwise" else float("nan"),
             })  # fmt: skip
     return pd.DataFrame(result)
 
@@ -214,12 +217,19 @@ def draw(
 def caption(runs_table: pd.DataFrame, model: str, dataset: str) -> str:
     """Profile, size, seeds and data copy of the runs that a figure of this model and data set shows."""
     rows = best(runs_table, model, dataset).astype({"images": int, "epochs": int, "width": int})
-    run = rows.iloc[0]
-    seeds = ", ".join(map(str, sorted(rows["seed"])))
+    run, seeds, notes = rows.iloc[0], sorted(rows["seed"]), "; ".join(rows["data_note"].unique())
     return (
         f"profile {run['profile']}: width {run['width']} of 64, {run['images']:,} images, {run['epochs']} epochs, "
-        f"seed{'s' if len(rows) > 1 else ''} {seeds}; band: range over seeds\ndata copy: {run['data_note']}"
+        f"{run['precision']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        f"{'; band: range over seeds' if len(seeds) > 1 else ''}\ndata copy: {notes}"
     )
+
+
+def overview_caption(found: archive.Tables, model: str) -> str:
+    """The captions of all data sets of a model, one line each."""
+    captions = [(dataset, caption(found.runs, model, dataset)) for dataset in dict.fromkeys(found.runs["dataset"])]
+    lines = [f"{data.get(dataset).title}: {text.splitlines()[0]}; {text.splitlines()[1]}" for dataset, text in captions]
+    return "\n".join(["epochs after the first; bars: range over seeds", *lines])
 
 
 def shown(found: archive.Tables, model: str) -> pd.DataFrame:
@@ -289,8 +299,10 @@ def prepare(
         configs = runs(profile, models=models, datasets=datasets, seeds=seeds)
         with SweepProgress(configs) as tell:
             report = run_all(configs, results=results, device=device, jobs=jobs, progress=tell)
-        for name, message in (report.failed | report.diverged).items():
-            print(f"{name}: {message}")
+        for name, message in report.diverged.items():
+            print(f"left out: {name}: {message}")
+        if report.failed:
+            raise ArchiveError("; ".join(f"{name} failed: {message}" for name, message in report.failed.items()))
     return tables(results, profile, models=models, datasets=datasets, seeds=seeds), datasets
 
 
