@@ -148,9 +148,15 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
         for axes in row:  # after drawing, or seaborn would average on the logarithmic scale
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=3,
+            frameon=False,
+            fontsize=8,
+            title=title,
+        )
         figure.alt = f"{title}, both definitions and the published medians"
-        figure.suptitle(f"{title}\n\n", fontsize=10)
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
 

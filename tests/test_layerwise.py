@@ -76,13 +76,36 @@ def test_the_committed_archive_is_sound_and_holds_what_the_notebook_shows():
     assert not (quick.runs["data_note"] == "unknown").any()
 
 
+def test_an_empty_archive_gives_empty_tables_and_no_error(tmp_path):
+    tables = layerwise.tables(tmp_path)
+    assert tables.layers.empty
+    assert list(layerwise.draw(tables, "cifar10", tmp_path, "x")) == []
+    assert set(layerwise.scorecard(tmp_path)["verdict"]) == {"not run"}
+    assert set(layerwise.block_means(tables.layers)["source"]) == {"published"}
+    assert layerwise.shown(tables, "resnet18").empty
+
+
+def test_a_diverged_run_enters_no_figure(tmp_path):
+    from rwclib import training
+    from rwclib.errors import DivergedError
+
+    config = layerwise.run_config("smoke", "resnet18", "fashion_mnist_sample", 0)
+    record = {"status": "diverged", "provenance": {"n_train": 1}, "diverged": {"epoch": 1, "train_loss": "nan"}}
+    quick = layerwise.tables(profile="quick")
+    archive.write(tmp_path, config, record, quick.layers.head(3), quick.epochs.head(3))
+    with pytest.raises(DivergedError):
+        training.run(config, results=tmp_path)
+    assert layerwise.tables(tmp_path, "smoke", datasets=["fashion_mnist_sample"]).layers.empty
+
+
 def test_figure_numbers_are_those_of_the_archived_tables():
     tables = layerwise.tables(profile="quick")
     numbers = layerwise.figure_table(tables.layers, 7).set_index(["definition", "group"])
     rows = tables.layers.query("dataset == 'mnist' and group == 'block2' and epoch > 1")
     assert numbers.loc[("Eq. 1", "block2"), "mean"] == pytest.approx(rows["rwc"].mean())
     assert numbers.loc[("elementwise", "block2"), "median"] == pytest.approx(rows["rwc_elementwise"].median())
-    assert numbers.loc[("Eq. 1", "block2"), "published_median"] == 0.713
+    assert numbers.loc[("elementwise", "block2"), "published_median"] == 0.713
+    assert np.isnan(numbers.loc[("Eq. 1", "block2"), "published_median"])
 
 
 def test_figures_draw_a_line_per_layer_and_carry_an_honest_caption(tmp_path):
@@ -93,7 +116,7 @@ def test_figures_draw_a_line_per_layer_and_carry_an_honest_caption(tmp_path):
         f"x_fig{n:02d}_cifar10_block{n}_block{n + 1}.{kind}" for n in (1, 2, 3) for kind in ("png", "pdf")
     }
     figure = drawn[0][1]
-    assert "profile quick: width 16 of 64, 2,048 images, 8 epochs, seeds 0, 42" in figure.get_supxlabel()
+    assert "profile quick: width 16 of 64, 2,048 images, 8 epochs, fp32, seeds 0, 42" in figure.get_supxlabel()
     assert "data copy: pixel-exact but for 109" in figure.get_supxlabel()
     left, right = figure.axes
     assert sum(line.get_linewidth() == 0.6 for line in left.lines) == 4 + 5
@@ -149,5 +172,9 @@ def test_group_means_are_drawn_on_a_log_axis_with_the_published_ones():
         f"{name}\n(quick)" for name in ("CIFAR-10", "CIFAR-100", "MNIST", "Fashion-MNIST")
     ]
     assert all(axes.get_yscale() == "log" for axes in figure.axes)
+    table = means.pivot_table("value", ["dataset", "source"], "group")
+    for axes, dataset in zip(figure.axes, layerwise.DATASETS, strict=True):
+        for line, source in zip(axes.lines, ("Eq. 1", "elementwise", "published"), strict=True):
+            np.testing.assert_allclose(line.get_ydata(), table.loc[(dataset, source)])
     assert set(means["source"]) == {"Eq. 1", "elementwise", "published"}
     assert isinstance(means, pd.DataFrame)

@@ -18,6 +18,11 @@ SHAPES = [(1,), (7,), (3, 4), (2, 3, 3, 3), (64, 64), (65, 64), (1, 65_536), (25
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 
+def step(size):
+    """The documented step of `rwc_median`: the smallest from size / 4,096 up that shares no factor with size."""
+    return next(n for n in range(math.ceil(size / 4096), size + 2) if math.gcd(n, size) == 1)
+
+
 def value(name: str, current: Tensor, previous: Tensor) -> float:
     function = getattr(metrics, name)
     return function(current) if name in ("l1_norm", "l2_norm") else function(current, previous)
@@ -27,7 +32,7 @@ def reference(current: Tensor, previous: Tensor) -> dict[str, float]:
     w, p = (t.detach().cpu().float().double().numpy().ravel() for t in (current, previous))  # as seen in float32
     with np.errstate(all="ignore"):
         change = np.where(w == p, 0, np.abs(w - p) / np.abs(p))
-    sample = np.sort(change[:: math.ceil(change.size / 4096)])
+    sample = np.sort(change[:: step(change.size)])
     return {
         "rwc": np.abs(w - p).sum() / np.abs(p).sum(),
         "rwc_elementwise": change.mean(),
@@ -122,8 +127,8 @@ def test_median_of_up_to_4096_weights_is_exact(n):
 
 
 @pytest.mark.parametrize("n", [4097, 8192, 8193, 100_000])
-def test_median_of_more_weights_looks_at_every_ceil_n_over_4096th_only(n):
-    every = math.ceil(n / 4096)
+def test_median_of_more_weights_looks_at_every_nth_only(n):
+    every = step(n)
     previous, current = torch.ones(n), torch.full((n,), 9.0)
     change = torch.arange(len(current[::every])) / 4096
     current[::every] = 1 + change
@@ -381,3 +386,13 @@ def test_device_arithmetic_shows_weights_that_are_not_finite_as_cpu_arithmetic_d
     for sums in (metrics._sums_on_device(current, previous), metrics._sums_on_cpu(current, previous, True, False)):
         assert not sums[[0, 1, 3, 4]].isfinite().any()  # both differences, both norms of the current weights
         assert sums[-2:].isfinite().all()  # norms of the previous ones
+
+
+def test_the_median_sees_every_tap_and_channel_of_a_power_of_two_convolution():
+    previous = torch.ones(64, 64, 3, 3)
+    for where in ((slice(None), slice(None), 0, 0), (slice(None), slice(0, 8)), (slice(0, 8),)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            current = previous.clone()
+            current[where] = 2
+            old = previous.to(memory_format=layout)
+            assert metrics.rwc_median(current.to(memory_format=layout), old) == 0

@@ -1,5 +1,6 @@
 """Sweeps: any executor, failures that do not spread, time budgets, and two processes on one results folder."""
 
+import contextlib
 import json
 import os
 import time
@@ -27,8 +28,25 @@ def test_a_sweep_with_processes_gives_the_tables_of_single_runs(short, tmp_path)
     assert sorted(report.trained) == sorted(config.name for config in short[:2])
     assert set(seen) == set(report.trained)
     for config in short[:2]:
-        assert tables(training.run(config, results=tmp_path / "b")) == tables(archive.run_dir(tmp_path / "a", config))
+        assert tables(training.run(config, results=tmp_path / "b", threads=1)) == tables(
+            archive.run_dir(tmp_path / "a", config)
+        )
     assert not list((tmp_path / "a" / ".cache").rglob("*"))
+
+
+def test_a_worker_that_always_dies_fails_its_own_run_and_no_other(short, tmp_path):
+    """Every worker that trains the first run is killed; its neighbour in the other worker goes on."""
+
+    def kill(name, values):
+        if victim.exists():
+            with contextlib.suppress(ValueError, KeyError, ProcessLookupError, FileNotFoundError):
+                os.kill(json.loads(victim.read_text())["pid"], 9)
+
+    long = [replace(short[0], epochs=500), replace(short[1], epochs=3)]
+    victim = archive.lock_path(tmp_path, long[0])
+    report = run_all(long, results=tmp_path, jobs=2, progress=kill, checkpoint_seconds=0)
+    assert report.trained == [long[1].name]
+    assert "died 3 times" in report.failed[long[0].name]
 
 
 def test_any_executor_will_do_and_a_second_call_trains_nothing(short, tmp_path):
@@ -39,6 +57,14 @@ def test_any_executor_will_do_and_a_second_call_trains_nothing(short, tmp_path):
         report = run_all(short, results=tmp_path, executor=executor)
     assert report.summary() == "3 in the archive already"
     assert contents(tmp_path) == before
+
+
+def test_runs_in_threads_of_one_process_do_not_disturb_each_others_seeds(short, tmp_path):
+    with ThreadPoolExecutor(3) as executor:
+        assert run_all(short, results=tmp_path / "threads", executor=executor).ok
+    for config in short:
+        place = training.run(config, results=tmp_path / "alone", threads=1)
+        assert tables(place) == tables(archive.run_dir(tmp_path / "threads", config))
 
 
 def test_diverging_and_failing_runs_are_reported_while_the_others_go_on(short, tmp_path):

@@ -227,9 +227,14 @@ def caption(runs_table: pd.DataFrame, model: str, dataset: str) -> str:
 
 def overview_caption(found: archive.Tables, model: str) -> str:
     """The captions of all data sets of a model, one line each."""
-    captions = [(dataset, caption(found.runs, model, dataset)) for dataset in dict.fromkeys(found.runs["dataset"])]
-    lines = [f"{data.get(dataset).title}: {text.splitlines()[0]}; {text.splitlines()[1]}" for dataset, text in captions]
-    return "\n".join(["epochs after the first; bars: range over seeds", *lines])
+    lines = ["epochs after the first; bars: range over seeds where there are several"]
+    for row in shown(found, model).to_dict("records"):
+        title = data.get(row["dataset"]).title
+        lines.append(
+            f"{title}: width {row['width']}, {row['images']:,} images, {row['epochs']} epochs, seeds {row['seeds']}"
+        )
+        lines[-1] += f"; copy {row['data copy'].split(';')[0]}"
+    return "\n".join(lines)
 
 
 def shown(found: archive.Tables, model: str) -> pd.DataFrame:
