@@ -165,3 +165,30 @@ def scorecard(layers: pd.DataFrame, claims: Sequence[Claim], profiles: Sequence[
             "resampled": weakest["resampled"], "profile": weakest["profile"],
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+_HEAD = ["claim", "statement", "definition", "verdict", "weakest comparison", "ratio [95%]", "interval", "profile"]
+
+
+def _cells(table: pd.DataFrame) -> list[list[str]]:
+    rows = []
+    for row in table.itertuples():
+        interval = f"{row.effect:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.seeds else "-"
+        over = f"{row.seeds} {'seed' if row.seeds == 1 else 'seeds'}, over {row.resampled}" if row.seeds else "-"
+        rows.append([row.claim, row.text, row.definition, row.verdict, row.weakest, interval, over, row.profile])
+    return rows
+
+
+def to_text(table: pd.DataFrame) -> str:
+    """A scorecard with the column `text` (the claims' sentences) as aligned text."""
+    rows = [_HEAD, *_cells(table)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The same as a Markdown table."""
+    rows = [_HEAD, ["---"] * len(_HEAD), *_cells(table)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

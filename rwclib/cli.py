@@ -181,6 +181,7 @@ def reproduce(
     Reads the archive's best runs, or with --retrain trains the profile's (default quick) into OUTPUT/results-PROFILE.
     """
     from rwclib import archive, data, studies
+    from rwclib import claims as scoring
     from rwclib import notebooks as books
     from rwclib.config import check_profile
 
@@ -224,8 +225,8 @@ def reproduce(
     print()
     for study in studies.STUDIES:
         table = studies.get(study).scorecard(results, profile)
-        (output / f"claims_{study}.md").write_text(_markdown(table) + "\n")
-        print(_text(table))
+        (output / f"claims_{study}.md").write_text(scoring.to_markdown(table) + "\n")
+        print(scoring.to_text(table))
     absent = [name for name in data.DATASETS if not data.path(name).exists()]
     if absent:
         print(
@@ -257,6 +258,7 @@ def claims(
     import pandas as pd
 
     from rwclib import archive, studies
+    from rwclib import claims as scoring
 
     if form not in ("table", "json", "md"):
         raise ConfigError(f"unknown format {form!r}; known: table, json, md")
@@ -267,36 +269,11 @@ def claims(
         _, end, after = rest.partition("<!-- /claims -->")
         if not marks or not end:
             raise ConfigError(f"{into} has no place for the table; mark it with <!-- claims --> and <!-- /claims -->")
-        archive.write_atomically(into, f"{before}{marks}\n{_markdown(table)}\n{end}{after}".encode())
+        archive.write_atomically(into, f"{before}{marks}\n{scoring.to_markdown(table)}\n{end}{after}".encode())
     elif form == "json":
         print(table.to_json(orient="records", indent=1))
     else:
-        print(_markdown(table) if form == "md" else _text(table))
-
-
-def _cells(table) -> list[list[str]]:
-    rows = []
-    for row in table.itertuples():
-        interval = f"{row.effect:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.seeds else "-"
-        over = f"{row.seeds} {'seed' if row.seeds == 1 else 'seeds'}, over {row.resampled}" if row.seeds else "-"
-        rows.append([row.claim, row.text, row.definition, row.verdict, row.weakest, interval, over, row.profile])
-    return rows
-
-
-_HEAD = ["claim", "statement", "definition", "verdict", "weakest comparison", "ratio [95%]", "interval", "profile"]
-
-
-def _text(table) -> str:
-    rows = [_HEAD, *_cells(table)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def _markdown(table) -> str:
-    rows = [_HEAD, ["---"] * len(_HEAD), *_cells(table)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        print(scoring.to_markdown(table) if form == "md" else scoring.to_text(table))
 
 
 def _existing(results: Path) -> Path:
