@@ -100,6 +100,7 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
             kernel_name="python3",
             progress_bar=False,
             log_output=False,
+            extra_arguments=["--log-level=ERROR"],  # to the kernel: it would warn of its local connection each time
         )
         body, _ = nbconvert.HTMLExporter().from_notebook_node(nbformat.read(result, as_version=4))
         page.write_text(body, encoding="utf-8")

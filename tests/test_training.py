@@ -162,7 +162,7 @@ def test_a_damaged_run_is_named_kept_aside_and_trained_again(config, tmp_path, c
     aside = [p for p in place.parent.iterdir() if ".damaged-" in p.name]
     assert len(aside) == 1
     assert (aside[0] / "layers.parquet").read_bytes() == good["layers.parquet"][:-20]
-    assert "layers.parquet was truncated or edited" in capsys.readouterr().out
+    assert "layers.parquet was truncated or edited" in capsys.readouterr().err
 
 
 def test_torch_compile_trains_to_nearly_the_same_numbers(config, tmp_path, monkeypatch):
@@ -228,14 +228,14 @@ def test_a_damaged_checkpoint_is_named_and_moved_aside(config, tmp_path):
 
 def test_full_width_training_on_real_images_falls_and_tracks_what_the_weights_say(tmp_path):
     """Full-width ResNet-18, real images: the loss falls, and RWC is that of weights saved before and after."""
-    images = data.load("cifar10" if data.path("cifar10").exists() else "fashion_mnist_sample").subset(320, None)
+    images = data.load("cifar10" if data.path("cifar10").exists() else "fashion_mnist_sample").subset(96, None)
     model = models.build("resnet18", num_classes=10, in_channels=images.x_train.shape[3], seed=0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     batches = data.Batches(images.x_train, images.y_train, image_size=32, normalize="none", device=torch.device("cpu"))
     tracker, before, losses = RWCTracker(model), {k: v.double().clone() for k, v in model.state_dict().items()}, []
-    for seed in (0, 1):
+    for seed in range(4):
         plan = batches.plan(torch.Generator(), torch.Generator().manual_seed(seed), flip=False, shuffle=True)
-        for x, y in batches.epoch(plan, 32):
+        for x, y in batches.epoch(plan, 16):
             loss = functional.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
