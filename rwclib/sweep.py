@@ -187,7 +187,12 @@ def _check_writable(results: Path) -> None:
 
 
 def _local_pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    """One worker: forked, where that exists, from a clean server process that has imported PyTorch once for all."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["rwclib.sweep", "torchvision"])
+    return ProcessPoolExecutor(1, mp_context=context)
 
 
 def _terminate(pool: ProcessPoolExecutor) -> None:
