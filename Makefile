@@ -26,9 +26,10 @@ notebooks: setup  ## run the notebooks again and store their outputs and figures
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/rwc claims --into README.md
 
-bench: setup
-	$(BIN)/python benchmarks/tracker.py
-	$(BIN)/python benchmarks/training.py
+bench: setup  ## measure on a quiet machine, store the tables and quote their ratios in README
+	$(BIN)/python benchmarks/tracker.py --json benchmarks/results/tracker.json
+	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
+	$(BIN)/python benchmarks/readme.py
 
 clean:
 	rm -rf .venv output .pytest_cache .ruff_cache

@@ -1,0 +1,54 @@
+"""Put the tables of `benchmarks/results/*.json` between README's speed marks: ratios only, with where and when they were measured.
+
+python benchmarks/readme.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TITLES = {
+    "tracker": "Cost of `tracker.step()` on full-width ResNet-18, in copies of its weights",
+    "training": "Training with data pipeline, tracking and checkpoints against the bare loop (quarter-width ResNet-18)",
+}
+ABSOLUTE = {
+    "ms",
+    "images_per_s",
+    "copies_fastest",
+}  # printed by the scripts; a shared machine is too noisy to quote them
+
+
+def section(results: Path = ROOT / "benchmarks" / "results") -> str:
+    """The Markdown of every stored table in the order of `TITLES`."""
+    parts = []
+    for name, title in TITLES.items():
+        stored = json.loads((results / f"{name}.json").read_text())
+        columns = list(dict.fromkeys(column for row in stored["rows"] for column in row if column not in ABSOLUTE))
+        rows = [row for row in stored["rows"] if any(isinstance(row.get(column), float) for column in columns)]
+        head = [column.replace("_", " ") for column in columns]
+        lines = [head, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        parts.append(f"{title} (`benchmarks/{name}.py`; {stored['environment'].replace(' | ', ', ')}):\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text, found = re.subn(
+        r"(?s)(<!-- speed -->\n).*?(<!-- /speed -->)",
+        lambda marks: f"{marks[1]}{section()}\n{marks[2]}",
+        readme.read_text(),
+    )
+    assert found == 1, "README.md has no speed marks"
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
