@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+unexport PYTHONDONTWRITEBYTECODE  # without stored bytecode every start takes twice as long
 
 .PHONY: setup reproduce test notebooks bench clean
 

@@ -117,7 +117,7 @@ def train(
     config = replace(base, study="custom", **{key: value for key, value in given.items() if value is not None})
     place = training.run(
         config, results=results or archive.default_results(), data_dir=data_dir, device=device, compile=compile,
-        deadline=START + time_budget if time_budget is not None else None, checkpoint_seconds=checkpoint_seconds,
+        threads=threads, deadline=START + time_budget if time_budget is not None else None, checkpoint_seconds=checkpoint_seconds,
         progress=lambda values: print(progress_line(config.name, values), file=sys.stderr, flush=True),
     )  # fmt: skip
     print(place)

@@ -249,7 +249,7 @@ def test_full_width_training_on_real_images_falls_and_tracks_what_the_weights_sa
 
 def test_a_run_killed_five_times_ends_with_the_tables_of_an_undisturbed_one(tmp_path):
     arguments = (
-        "train", "--model", "resnet18", "--dataset", "fashion_mnist_sample", "--width", 8, "--epochs", 14, "--n-train", 300,
+        "train", "--model", "resnet18", "--dataset", "fashion_mnist_sample", "--width", 8, "--epochs", 20, "--n-train", 300,
         "--n-test", 100, "--threads", 1, "--checkpoint-seconds", 0, "--device", "cpu", "--results",
     )  # fmt: skip
     whole = command(*arguments, tmp_path / "whole")
@@ -277,6 +277,7 @@ def test_a_run_killed_five_times_ends_with_the_tables_of_an_undisturbed_one(tmp_
     place = archive.Path(out.strip().splitlines()[-1])
     assert tables(place) == tables(reference)
     assert archive.read_dir(place).record["provenance"]["resumed"] == 5
+    assert archive.read_dir(place).record["provenance"]["threads"] == 1
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
     again = command(*arguments, tmp_path / "killed")
