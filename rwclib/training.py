@@ -159,8 +159,8 @@ def run(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         compile: train through `torch.compile`; full batches only, the ragged last batch of an epoch runs eagerly.
         threads: CPU threads; default as torch has it. The last bits of the tables depend on it.
-        deadline: `time.time()` by which to stop at the end of an epoch, with a checkpoint; before it at least one epoch
-            is trained.
+        deadline: `time.time()` by which to stop at the end of an epoch, with a checkpoint. A call that begins before it
+            trains at least one epoch, however long that takes.
         checkpoint_seconds: least time between two checkpoints, taken at the end of epochs.
         progress: called after each epoch with `epoch`, `epochs`, `train_loss`, `test_top1`, `images_per_s`.
 
