@@ -105,3 +105,74 @@ def resnet18(num_classes: int, in_channels: int, width: int) -> nn.Module:
     from torchvision.models.resnet import BasicBlock
 
     return _ResNet(BasicBlock, [2, 2, 2, 2], num_classes, in_channels, width)
+
+
+def _vgg_group(layer: str) -> str:
+    """`early`, `middle`, `late`: convolutions 1-4, 5-11, 12-16 (the paper's text names the 11th twice)."""
+    if layer.startswith("classifier"):
+        return "head"
+    number = _VGG_CONVOLUTIONS.index(int(layer.split(".")[1])) + 1
+    return "early" if number <= 4 else "middle" if number <= 11 else "late"
+
+
+_VGG19 = [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"]
+_VGG_CONVOLUTIONS = [  # positions in torchvision's `features`: convolution, normalisation and ReLU, or a pool
+    sum(1 if item == "M" else 3 for item in _VGG19[:i]) for i, item in enumerate(_VGG19) if item != "M"
+]
+
+
+@network(groups=_vgg_group)
+def vgg19_bn(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    """VGG-19 with batch normalisation as in study 1: 17 weight tensors, 20.04 M parameters at width 64 and 10 classes.
+
+    Torchvision's convolutions and one linear layer, without dropout; initialised as the release does: He normal (fan
+    out) convolutions, N(0, 0.01) linear weights, zero biases. Groups `early` (4 tensors), `middle` (7), `late` (5), `head`.
+    """
+    from torchvision.models.vgg import make_layers
+
+    features = make_layers([item if item == "M" else item * width // 64 for item in _VGG19], batch_norm=True)
+    if in_channels != 3:
+        features[0] = nn.Conv2d(in_channels, width, 3, padding=1)
+    model = nn.Sequential()
+    model.features, model.flatten = features, nn.Flatten()
+    model.classifier = nn.Linear(8 * width, num_classes)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01)
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def _alexnet_group(layer: str) -> str:
+    if layer.startswith("classifier"):
+        return "head"
+    return {"0": "early", "3": "middle", "6": "middle"}.get(layer.split(".")[1], "late")
+
+
+@network(groups=_alexnet_group)
+def alexnet(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    """AlexNet for 32-pixel images as in study 1: 8 weight tensors, 10.66 M parameters at width 64 and 10 classes.
+
+    Five 3x3 convolutions (the first with stride 2; pools after 1, 2 and 5), then linear layers 1024-4096-1024-classes
+    with dropout 0.5 before the first two; PyTorch's default initialisation. Torchvision's AlexNet is made for 224 pixels
+    and has no room for these sizes. Groups `early` (convolution 1), `middle` (2, 3), `late` (4, 5), `head`.
+    """
+    c1, c2, c3, c4, hidden = (width * factor for factor in (1, 3, 6, 4, 64))
+    model = nn.Sequential()
+    model.features = nn.Sequential(
+        nn.Conv2d(in_channels, c1, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(c1, c2, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(c2, c3, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(c3, c4, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(c4, c4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+    )  # fmt: skip
+    model.flatten = nn.Flatten()
+    model.classifier = nn.Sequential(
+        nn.Dropout(0.5), nn.Linear(4 * c4, hidden), nn.ReLU(inplace=True),
+        nn.Dropout(0.5), nn.Linear(hidden, hidden // 4), nn.ReLU(inplace=True),
+        nn.Linear(hidden // 4, num_classes),
+    )  # fmt: skip
+    return model
