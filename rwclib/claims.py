@@ -2,25 +2,27 @@
 
 The quantity compared is a group's mean RWC: over its layers, and over all epochs after the first, of the finite values.
 A comparison's effect is the ratio of two such means, averaged over seeds on the log scale; its interval is the 95%
-percentile bootstrap over seeds, or over the layers of both groups when there is one seed (the table says which). With two
+percentile bootstrap over seeds, or over the layers of the groups when there is one seed (the table says which). With two
 or three seeds a bootstrap can give little more than their range: read such an interval as that.
 
 Verdicts. A comparison `holds` when its whole interval lies on the claimed side, `fails` when all of it lies on the
 other, and is `unclear` otherwise. A claim `holds` when all its comparisons hold, `fails` when one fails, is `not run`
-when a run that it needs is missing, and `unclear` otherwise. Its effect is that of its weakest comparison.
+when a run that it needs is missing, and `unclear` otherwise. Its effect is that of its weakest comparison. Claims about
+accuracy are judged in the same way, in percentage points, and only at the profile they speak of.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 DEFINITIONS = {"rwc": "Eq. 1", "rwc_elementwise": "elementwise"}
 RESAMPLES = 2000
+READING_ERROR = 0.1  # of a published figure's median
 _INFINITY = float("inf")
 
 
@@ -41,20 +43,24 @@ class Comparison:
     b: Group
     low: float = 1.0
     high: float = _INFINITY
+    unit = "ratio"
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return self.a, self.b
 
     @property
     def label(self) -> str:
-        a, b = (self.a.group, self.b.group) if self.a.dataset == self.b.dataset else (self.a.dataset, self.b.dataset)
-        return (
-            f"{a} / {b}"
-            if self.a.group != self.b.group or self.a.dataset == self.b.dataset
-            else f"{a} / {b}, {self.a.group}"
-        )
+        if self.a.dataset == self.b.dataset:
+            return f"{self.a.group} / {self.b.group}"
+        return f"{self.a.dataset} / {self.b.dataset}, {self.a.group}"
+
+    def effect(self, logs: np.ndarray) -> np.ndarray:
+        """Log effect of the log means (groups, ...)."""
+        return logs[0] - logs[1]
 
     def verdict(self, low: float, high: float) -> str:
-        if self.low < low and high < self.high:
-            return "holds"
-        return "fails" if high <= self.low or low >= self.high else "unclear"
+        return _verdict(low, high, self.low, self.high)
 
     def margin(self, effect: float) -> float:
         """Distance on the log scale from the effect to the nearer edge of the claimed range; negative outside it."""
@@ -62,12 +68,86 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Nearer(Comparison):
+    """The claim that `a` over `b` lies nearer to 1 than `c` over `d`.
+
+    The effect is the one ratio's distance from 1 over the other's, both taken upwards: max(c/d, d/c) / max(a/b, b/a).
+    """
+
+    c: Group | None = None
+    d: Group | None = None
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return self.a, self.b, self.c, self.d
+
+    @property
+    def label(self) -> str:
+        return f"{self.a.group} / {self.b.group} nearer to 1 than on {self.c.dataset}"
+
+    def effect(self, logs: np.ndarray) -> np.ndarray:
+        return abs(logs[2] - logs[3]) - abs(logs[0] - logs[1])
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The claim that test top-1 (percent, last epoch) lies within `within` points of the published value."""
+
+    model: str
+    dataset: str
+    published: float
+    within: float = 2.0
+    unit = "points"
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return (Group(self.model, self.dataset, "test_top1"),)
+
+    @property
+    def label(self) -> str:
+        return "test top-1 - published"
+
+    def verdict(self, low: float, high: float) -> str:
+        return _verdict(low, high, -self.within, self.within)
+
+    def margin(self, effect: float) -> float:
+        return self.within - abs(effect)
+
+
+def _verdict(low: float, high: float, claimed_low: float, claimed_high: float) -> str:
+    """The rule of the module's docstring for one interval and one claimed range."""
+    if claimed_low < low and high < claimed_high:
+        return "holds"
+    return "fails" if high <= claimed_low or low >= claimed_high else "unclear"
+
+
+@dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper and the comparisons that make it measurable."""
+    """A sentence of a paper and the comparisons that make it measurable.
+
+    Attributes:
+        id, text: as the scorecard names and states it.
+        comparisons: all must hold.
+        profile: the one profile at which it can be judged; any, if None.
+    """
 
     id: str
     text: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[Comparison | Accuracy, ...]
+    profile: str | None = None
+
+    @property
+    def runs(self) -> set[tuple[str, str]]:
+        """The (model, data set) pairs that it needs."""
+        return {(group.model, group.dataset) for part in self.comparisons for group in part.groups}
+
+    def label(self, part: Comparison | Accuracy) -> str:
+        """The comparison in words; with model and data set where the claim speaks of several."""
+        where = part.groups[0]
+        several = [len({pair[i] for pair in self.runs}) > 1 for i in (0, 1)]
+        one_set = len({group.dataset for group in part.groups}) == 1
+        words = [where.model] * several[0] + [where.dataset] * (several[1] and one_set)
+        return f"{' '.join(words)}: {part.label}" if words else part.label
 
 
 def rising(claim_id: str, text: str, model: str, dataset: str, *groups: str) -> Claim:
@@ -76,8 +156,16 @@ def rising(claim_id: str, text: str, model: str, dataset: str, *groups: str) -> 
     return Claim(claim_id, text, tuple(Comparison(b, a) for a, b in itertools.pairwise(named)))
 
 
+def about(claims: Sequence[Claim], models: Sequence[str]) -> list[Claim]:
+    """The claims as far as they speak of nothing but these models."""
+    parts = {
+        claim: tuple(c for c in claim.comparisons if {g.model for g in c.groups} <= set(models)) for claim in claims
+    }
+    return [replace(claim, comparisons=kept) for claim, kept in parts.items() if kept]
+
+
 def _layer_means(layers: pd.DataFrame, group: Group, metric: str) -> pd.DataFrame:
-    """(seeds, layers) means over the epochs after the first, finite values only."""
+    """(seeds, layers) means over the epochs after the first, finite values only; all-infinite layers are left out."""
     of_group = (
         (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
     )
@@ -90,105 +178,171 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
 
     Args:
         layers: tidy table of one profile with columns model, dataset, seed, group, layer, epoch and `metric`.
-        metric: `rwc` or `rwc_elementwise`.
+        metric: `rwc`, `rwc_elementwise` or another column.
 
     Returns:
         effect, low, high (ratios; NaN if not run), verdict, seeds (number), resampled (`seeds`, `layers` or `-`).
     """
-    a, b = (_layer_means(layers, group, metric) for group in (comparison.a, comparison.b))
-    seeds = a.index.intersection(b.index)
-    if not len(seeds):
-        return {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "not run", "seeds": 0, "resampled": "-"}
-    same_layers = list(a.columns) == list(b.columns)
-    a, b, rng = a.loc[seeds].to_numpy(), b.loc[seeds].to_numpy(), np.random.default_rng(0)
-    ratios = np.log(a.mean(1) / b.mean(1))
+    tables = [_layer_means(layers, group, metric) for group in comparison.groups]
+    seeds = sorted(set.intersection(*(set(table.index) for table in tables)))
+    if not seeds:
+        return _NOT_RUN
+    tables, rng = [table.loc[seeds] for table in tables], np.random.default_rng(0)
+    logs = np.log([table.mean(axis=1) for table in tables])  # (groups, seeds)
     if len(seeds) > 1:
-        drawn = ratios[rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))].mean(1)
-    else:
-        rows = [rng.integers(0, x.shape[1], (RESAMPLES, x.shape[1])) for x in (a, b)]
-        if same_layers:  # of one group on two data sets: drawn in pairs
-            rows[1] = rows[0]
-        means = [x[0][drawn].mean(1) for x, drawn in zip((a, b), rows, strict=True)]
-        drawn = np.log(means[0] / means[1])
-    low, high = np.exp(np.quantile(drawn, [0.025, 0.975]))
+        logs_drawn = logs[:, rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))].mean(-1)
+    else:  # the same layers on two data sets are drawn in pairs
+        rows = {tuple(t.columns): rng.integers(0, t.shape[1], (RESAMPLES, t.shape[1])) for t in tables}
+        logs_drawn = np.log([table.to_numpy()[0][rows[tuple(table.columns)]].mean(-1) for table in tables])
+    effect = comparison.effect(logs.mean(1))
+    low, high = np.exp(np.quantile(comparison.effect(logs_drawn), [0.025, 0.975]))
     return {
-        "effect": float(np.exp(ratios.mean())), "low": float(low), "high": float(high),
+        "effect": float(np.exp(effect)), "low": float(low), "high": float(high),
         "verdict": comparison.verdict(low, high), "seeds": len(seeds), "resampled": "seeds" if len(seeds) > 1 else "layers",
     }  # fmt: skip
 
 
-def details(layers: pd.DataFrame, claims: Sequence[Claim], profiles: Sequence[str]) -> pd.DataFrame:
+_NOT_RUN = {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "not run", "seeds": 0, "resampled": "-"}
+
+
+def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
+    """As `compare`, in percentage points; one seed alone has no interval.
+
+    Args:
+        epochs: tidy table of one profile with columns model, dataset, seed, epoch and test_top1 (percent).
+    """
+    rows = epochs[(epochs["model"] == part.model) & (epochs["dataset"] == part.dataset)]
+    misses = rows.sort_values("epoch").groupby("seed")["test_top1"].last().to_numpy() - part.published
+    if not len(misses):
+        return _NOT_RUN
+    drawn = misses[np.random.default_rng(0).integers(0, len(misses), (RESAMPLES, len(misses)))].mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {
+        "effect": float(misses.mean()), "low": float(low), "high": float(high), "verdict": part.verdict(low, high),
+        "seeds": len(misses), "resampled": "seeds" if len(misses) > 1 else "-",
+    }  # fmt: skip
+
+
+def details(
+    layers: pd.DataFrame,
+    epochs: pd.DataFrame,
+    claims: Sequence[Claim],
+    profiles: Sequence[str],
+    metrics: Mapping[str, str] = DEFINITIONS,
+) -> pd.DataFrame:
     """One row per claim, definition and comparison.
 
     Args:
-        layers: tidy table as in `compare`, with a column `profile`.
+        layers, epochs: tidy tables as in `compare` and `compare_accuracy`, with a column `profile`.
         claims: the claims.
         profiles: names from the least to the most telling; each claim is judged on the last one that has all its runs.
+        metrics: columns of `layers` and what to call them. Claims about accuracy have one row each, of definition `-`.
     """
     rows = []
+    here = {
+        p: set(zip(*(layers.loc[layers["profile"] == p, c] for c in ("model", "dataset")), strict=True))
+        for p in profiles
+    }
     for claim in claims:
-        groups = {group for comparison in claim.comparisons for group in (comparison.a, comparison.b)}
-        needed = {(group.model, group.dataset) for group in groups}
-        able = [p for p in profiles if needed <= set(zip(*_columns(layers[layers["profile"] == p]), strict=True))]
-        of_profile = layers[layers["profile"] == able[-1]] if able else layers.iloc[:0]
-        for metric, definition in DEFINITIONS.items():
-            for comparison in claim.comparisons:
+        able = [p for p in profiles if claim.runs <= here[p] and claim.profile in (None, p)]
+        of_layers, of_epochs = (
+            table[table["profile"] == able[-1]] if able else table.iloc[:0] for table in (layers, epochs)
+        )
+        for metric, definition in metrics.items():
+            for part in claim.comparisons:
+                if isinstance(part, Accuracy):
+                    if metric != next(iter(metrics)):
+                        continue
+                    found, definition = compare_accuracy(of_epochs, part), "-"
+                else:
+                    found = compare(of_layers, part, metric)
                 rows.append(
-                    {"claim": claim.id, "definition": definition, "comparison": comparison.label}
-                    | compare(of_profile, comparison, metric)
-                    | {"profile": able[-1] if able else "-", "part": comparison}
+                    {"claim": claim.id, "definition": definition, "comparison": claim.label(part), "unit": part.unit}
+                    | found
+                    | {"profile": able[-1] if able else "-", "part": part}
                 )
     return pd.DataFrame(rows)
 
 
-def _columns(layers: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    return layers["model"], layers["dataset"]
-
-
-def scorecard(layers: pd.DataFrame, claims: Sequence[Claim], profiles: Sequence[str]) -> pd.DataFrame:
+def scorecard(parts: pd.DataFrame) -> pd.DataFrame:
     """One row per claim and definition: verdict, and effect and interval of the claim's weakest comparison.
 
-    Arguments as in `details`.
+    Args:
+        parts: as `details` gives them.
     """
     rows = []
-    for (claim_id, definition), parts in details(layers, claims, profiles).groupby(["claim", "definition"], sort=False):
-        verdicts = set(parts["verdict"])
+    for (claim_id, definition), of_claim in parts.groupby(["claim", "definition"], sort=False):
+        verdicts = set(of_claim["verdict"])
         if "not run" in verdicts:
-            verdict, weakest = "not run", parts.iloc[0]
+            verdict, weakest = "not run", of_claim.iloc[0]
         else:
             verdict = "fails" if "fails" in verdicts else "holds" if verdicts == {"holds"} else "unclear"
-            margins = [part.margin(effect) for part, effect in zip(parts["part"], parts["effect"], strict=True)]
-            weakest = parts.iloc[int(np.argmin(margins))]
-        rows.append({
-            "claim": claim_id, "definition": definition, "verdict": verdict, "weakest": weakest["comparison"],
-            "effect": weakest["effect"], "low": weakest["low"], "high": weakest["high"], "seeds": weakest["seeds"],
-            "resampled": weakest["resampled"], "profile": weakest["profile"],
-        })  # fmt: skip
+            margins = [part.margin(effect) for part, effect in zip(of_claim["part"], of_claim["effect"], strict=True)]
+            weakest = of_claim.iloc[int(np.argmin(margins))]
+        kept = ("effect", "low", "high", "unit", "seeds", "resampled", "profile")
+        rows.append(
+            {"claim": claim_id, "definition": definition, "verdict": verdict, "weakest": weakest["comparison"]}
+            | {column: weakest[column] for column in kept}
+        )
     return pd.DataFrame(rows)
 
 
-_HEAD = ["claim", "statement", "definition", "verdict", "weakest comparison", "ratio [95%]", "interval", "profile"]
+def of_medians(claim: Claim, medians: Mapping[Group, float]) -> str:
+    """The verdict that published medians give, each read off a figure with `READING_ERROR`; `-` without all medians."""
+    verdicts = set()
+    for part in claim.comparisons:
+        if isinstance(part, Accuracy) or not all(group in medians for group in part.groups):
+            return "-"
+        errors = np.linspace(1 - READING_ERROR, 1 + READING_ERROR, 5)
+        readings = np.log(np.array(list(itertools.product(*(medians[group] * errors for group in part.groups)))).T)
+        effects = np.exp(part.effect(readings))
+        verdicts.add(part.verdict(effects.min(), effects.max()))
+    return "fails" if "fails" in verdicts else "holds" if verdicts == {"holds"} else "unclear"
+
+
+_HEAD = [
+    "claim",
+    "statement",
+    "definition",
+    "verdict",
+    "weakest comparison",
+    "effect [95%]",
+    "interval",
+    "profile",
+    "data",
+]
 
 
 def _cells(table: pd.DataFrame) -> list[list[str]]:
     rows = []
     for row in table.itertuples():
-        interval = f"{row.effect:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.seeds else "-"
+        sign, unit = ("+", " points") if row.unit == "points" else ("", "")
+        interval = f"{row.effect:{sign}.2f} [{row.low:{sign}.2f}, {row.high:{sign}.2f}]{unit}" if row.seeds else "-"
         over = f"{row.seeds} {'seed' if row.seeds == 1 else 'seeds'}, over {row.resampled}" if row.seeds else "-"
-        rows.append([row.claim, row.text, row.definition, row.verdict, row.weakest, interval, over, row.profile])
+        sets = ", ".join(dict.fromkeys(copy.partition(":")[0] for copy in row.data)) or "-"
+        rows.append([row.claim, row.text, row.definition, row.verdict, row.weakest, interval, over, row.profile, sets])
     return rows
 
 
+def _copies(table: pd.DataFrame) -> list[str]:
+    """What the table's data sets are copies of, one line each."""
+    return sorted({copy for copies in table["data"] for copy in copies})
+
+
 def to_text(table: pd.DataFrame) -> str:
-    """A scorecard with the column `text` (the claims' sentences) as aligned text."""
+    """A scorecard as aligned text, the data copies below it.
+
+    Args:
+        table: a scorecard with two more columns: `text`, the claims' sentences, and `data`, lists of `title: data copy`.
+    """
     rows = [_HEAD, *_cells(table)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", *_copies(table)]).rstrip()
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The same as a Markdown table."""
+    """The same as a Markdown table and a list."""
     rows = [_HEAD, ["---"] * len(_HEAD), *_cells(table)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", *(f"- Data copy: {copy}" for copy in _copies(table))]).rstrip()

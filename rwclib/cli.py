@@ -224,7 +224,7 @@ def reproduce(
         print(f"{path.name}: {page} ({time.time() - began:.0f} s)", flush=True)
     print()
     for study in studies.STUDIES:
-        table = studies.get(study).scorecard(results, profile)
+        table = studies.get(study, "claims").scorecard(results, profile)
         (output / f"claims_{study}.md").write_text(scoring.to_markdown(table) + "\n")
         print(scoring.to_text(table))
     absent = [name for name in data.DATASETS if not data.path(name).exists()]
@@ -263,7 +263,7 @@ def claims(
     if form not in ("table", "json", "md"):
         raise ConfigError(f"unknown format {form!r}; known: table, json, md")
     folder = _existing(results or archive.default_results())
-    table = pd.concat([studies.get(name).scorecard(folder, profile) for name in study or studies.STUDIES])
+    table = pd.concat([studies.get(name, "claims").scorecard(folder, profile) for name in study or studies.STUDIES])
     if into:
         before, marks, rest = into.read_text().partition("<!-- claims -->")
         _, end, after = rest.partition("<!-- /claims -->")

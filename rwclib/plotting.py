@@ -161,6 +161,61 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
     return figure
 
 
+def measures_by_size(table: pd.DataFrame, *, caption: str) -> Figure:
+    """Each measure of simulated change against the number of weights, both axes logarithmic, bands from p10 to p90.
+
+    Args:
+        table: columns size, measure, median, p10, p90.
+        caption: below the panel.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for color, (measure, rows) in zip(_COLORS, table.groupby("measure", sort=False), strict=False):
+            axes.plot(rows["size"], rows["median"], color=color, marker="o", ms=4, label=measure)
+            axes.fill_between(rows["size"], rows["p10"], rows["p90"], color=color, alpha=0.2, lw=0)
+        axes.set(xscale="log", yscale="log", xlabel="weights in the layer", ylabel="relative change (ratio)")
+        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.legend(frameon=False, fontsize=8)
+        figure.alt = "Measures of simulated change by layer size: Eq. 1 is flat, the elementwise mean grows"
+        figure.supxlabel(caption, fontsize=7, color="0.35")
+    return figure
+
+
+def definitions_by_layer(means: pd.DataFrame, *, titles: Mapping[str, str], caption: str) -> Figure:
+    """Elementwise mean against Eq. 1, a point per layer, a panel per data set; both axes logarithmic.
+
+    Args:
+        means: columns model, dataset, `Eq. 1`, `elementwise`.
+        titles: of the models and data sets.
+        caption: below the panels.
+    """
+    datasets = list(dict.fromkeys(means["dataset"]))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(2.2 * len(datasets) + 0.6, 3), layout="constrained")
+        row = figure.subplots(1, len(datasets), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, dataset in zip(row, datasets, strict=True):
+            for color, marker, (model, rows) in zip(
+                _COLORS, "os^", means[means["dataset"] == dataset].groupby("model", sort=False), strict=False
+            ):
+                axes.plot(
+                    rows["Eq. 1"], rows["elementwise"], marker, color=color, ms=4, mec="none", label=titles[model]
+                )  # fmt: skip
+            ends = np.array([means["Eq. 1"].min(), means["Eq. 1"].max()])
+            axes.plot(ends, ends, color="0.5", lw=0.8, ls=":", label="equal")
+            axes.set(xscale="log", yscale="log", title=titles[dataset], xlabel="Eq. 1 (ratio)")
+            axes.title.set_fontsize(9)
+        row[0].set_ylabel("elementwise mean (ratio)")
+        handles = {label: line for axes in row for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+        figure.alt = (
+            "Each layer's mean change under both definitions; the elementwise mean lies far above the line of equality"
+        )
+        figure.supxlabel(caption, fontsize=7, color="0.35")
+    return figure
+
+
 def _limit(axes: mpl.axes.Axes, values: pd.Series, published: Mapping[str, float] | None) -> None:
     """Linear axis from 0; spikes beyond 1.5 times the 98th percentile are cut off, and the panel says how many."""
     top = max([1.5 * values.quantile(0.98), *(1.1 * v for v in (published or {}).values())])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from rwclib import claims
-from rwclib.claims import Claim, Comparison, Group, rising
+from rwclib.claims import Accuracy, Claim, Comparison, Group, Nearer, rising
 
 
 def planted(means, *, seeds=3, noise=0.0, layers=4, epochs=4, dataset="d", profile="quick"):
@@ -38,8 +38,11 @@ def planted(means, *, seeds=3, noise=0.0, layers=4, epochs=4, dataset="d", profi
 CLAIM = rising("X1", "a < b < c", "m", "d", "a", "b", "c")
 
 
-def verdicts(table, claim=CLAIM):
-    return claims.scorecard(table, [claim], ["quick", "paper"]).set_index("definition")
+NO_EPOCHS = pd.DataFrame(columns=["model", "dataset", "profile", "seed", "epoch", "test_top1"])
+
+
+def verdicts(table, claim=CLAIM, epochs=NO_EPOCHS):
+    return claims.scorecard(claims.details(table, epochs, [claim], ["quick", "paper"])).set_index("definition")
 
 
 def test_the_effect_is_the_ratio_of_means_after_the_first_epoch():
@@ -89,10 +92,98 @@ def test_a_claim_is_judged_on_the_most_telling_profile_that_has_all_its_runs():
     assert verdicts(pd.concat(both)).loc["Eq. 1", ["profile", "verdict"]].tolist() == ["paper", "fails"]
     across = Claim("X3", "d below e", (Comparison(Group("m", "e", "a"), Group("m", "d", "a")),))
     table = pd.concat([*both, planted({"a": 2.0}, dataset="e")])
-    assert verdicts(table, across).loc["Eq. 1", ["profile", "weakest"]].tolist() == ["quick", "e / d, a"]
+    assert verdicts(table, across).loc["Eq. 1", ["profile", "weakest"]].tolist() == [
+        "quick",
+        "e / d, a",
+    ]  # `paper` lacks data set e
 
 
 def test_infinite_values_are_left_out_of_the_means():
     table = planted({"a": 1.0, "b": 1.5, "c": 3.0})
     table.loc[(table["group"] == "b") & (table["epoch"] == 3), "rwc"] = np.inf
     assert verdicts(table).loc["Eq. 1", "effect"] == pytest.approx(1.5)
+
+
+def test_a_layer_that_is_always_infinite_is_left_out_and_the_others_speak():
+    table = planted({"a": 1.0, "b": 1.5, "c": 3.0})
+    table.loc[table["layer"] == "b.0", "rwc"] = np.inf
+    assert verdicts(table).loc["Eq. 1", "effect"] == pytest.approx(1.5)
+
+
+def nearer(a, b, c, d, **settings):
+    """Verdict of `a / b` on set d nearer to 1 than `c / d` on set e."""
+    table = pd.concat([planted({"a": a, "b": b}, **settings), planted({"a": c, "b": d}, dataset="e", **settings)])
+    part = Nearer(Group("m", "d", "a"), Group("m", "d", "b"), c=Group("m", "e", "a"), d=Group("m", "e", "b"))
+    return verdicts(table, Claim("X4", "nearer", (part,))).loc["Eq. 1"]
+
+
+def test_nearer_to_one_is_measured_on_both_sides_of_one():
+    row = nearer(1.1, 1.0, 1.0, 2.0)
+    assert row["verdict"] == "holds"
+    assert row["effect"] == pytest.approx(2.0 / 1.1)
+    assert row["weakest"] == "d: a / b nearer to 1 than on e" or row["weakest"] == "a / b nearer to 1 than on e"
+    assert nearer(3.0, 1.0, 1.0, 2.0)["verdict"] == "fails"
+    assert nearer(1.0, 3.0, 2.0, 1.0, seeds=1)["verdict"] == "fails"
+    assert nearer(1.2, 1.0, 1.21, 1.0, noise=0.5, layers=2)["verdict"] == "unclear"
+
+
+def accuracies(*misses, profile="paper"):
+    rows = [
+        ("m", "d", profile, seed, epoch, 90 + miss + (epoch - 3))
+        for seed, miss in enumerate(misses)
+        for epoch in (3, 1, 2)
+    ]
+    return pd.DataFrame(rows, columns=NO_EPOCHS.columns)
+
+
+def accuracy_row(*misses, profile="paper"):
+    claim = Claim("X5", "accuracy", (Accuracy("m", "d", 90.0),), profile="paper")
+    epochs = accuracies(*misses, profile=profile)
+    return verdicts(planted({"a": 1.0}, profile=profile), claim, epochs).loc["-"]
+
+
+def test_accuracies_are_judged_in_points_after_the_last_epoch_and_on_both_sides():
+    row = accuracy_row(0.5, -0.5, 1.5)
+    assert row[["verdict", "unit", "seeds", "resampled"]].tolist() == ["holds", "points", 3, "seeds"]
+    assert row["effect"] == pytest.approx(0.5)
+    assert accuracy_row(-4.0, -3.0)["verdict"] == "fails"
+    assert accuracy_row(3.0, 4.0)["verdict"] == "fails"
+    assert accuracy_row(0.0, -4.0, 0.0)["verdict"] == "unclear"
+    assert accuracy_row(-1.0)[["verdict", "resampled"]].tolist() == ["holds", "-"]
+
+
+def test_a_claim_of_one_profile_is_not_run_at_another():
+    assert accuracy_row(0.0, profile="quick")["verdict"] == "not run"
+
+
+def test_a_claim_about_several_networks_can_be_cut_down_to_one():
+    claim = Claim("X6", "two", tuple(Comparison(Group(m, "d", "a"), Group(m, "d", "b")) for m in ("m", "n")))
+    assert [len(c.comparisons) for c in claims.about([claim, CLAIM], ["n"])] == [1]
+    assert claims.about([claim], ["m", "n"]) == [claim]
+    assert [claim.label(part) for part in claim.comparisons] == ["m: a / b", "n: a / b"]
+
+
+def test_published_medians_are_judged_with_their_reading_error():
+    def verdict(a, b, c):
+        return claims.of_medians(
+            CLAIM, {Group("m", "d", name): value for name, value in zip("abc", (a, b, c), strict=True)}
+        )
+
+    assert verdict(1.0, 1.5, 2.0) == "holds"
+    assert verdict(1.0, 1.1, 2.0) == "unclear"
+    assert verdict(2.0, 1.5, 2.0) == "fails"
+    assert claims.of_medians(CLAIM, {}) == "-"
+
+
+def test_tables_print_points_and_ratios_and_name_each_data_copy_once():
+    rows = pd.concat(
+        [
+            verdicts(planted({"a": 1.0, "b": 1.5, "c": 3.0})).reset_index(),
+            accuracy_row(0.5, -0.5).to_frame().T.assign(definition="-"),
+        ]
+    )
+    rows = rows.assign(text="t", data=[["D: exact"], ["D: exact"], ["E: a copy"]])
+    for text in (claims.to_text(rows), claims.to_markdown(rows)):
+        assert "1.50 [1.50, 1.50]" in text
+        assert "+0.00 [-0.50, +0.50] points" in text
+        assert text.count("D: exact") == 1

@@ -1,5 +1,7 @@
 """Study 1: its runs are the paper's, its figures and claims are complete, its pictures show the numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from rwclib import archive, plotting
 from rwclib.config import PROFILES
 from rwclib.errors import ConfigError
-from rwclib.studies import layerwise
+from rwclib.studies import layerwise, layerwise_claims
 
 
 def test_the_paper_profile_is_the_papers():
@@ -55,22 +57,77 @@ def test_unknown_names_are_refused():
             layerwise.runs(**bad)
 
 
-def test_all_twelve_figures_have_published_medians():
+def test_vgg_and_alexnet_have_table_1s_hyperparameters():
+    runs = [run for run in layerwise.runs("paper") if run.model != "resnet18"]
+    assert len(runs) == 2 * 4 * 5
+    rates = {(run.model, run.dataset): (run.lr, run.weight_decay) for run in runs}
+    assert {pair: rate for pair, rate in rates.items() if pair[0] == "vgg19_bn"} == {
+        ("vgg19_bn", dataset): (0.05, 5e-4) for dataset in layerwise.DATASETS
+    }
+    assert [rates["alexnet", dataset] for dataset in layerwise.DATASETS] == [
+        (0.001, 1e-4), (0.01, 1e-4), (0.1, 1e-4), (0.1, 1e-4)
+    ]  # fmt: skip
+    for run in runs:
+        twin = layerwise.run_config("paper", "resnet18", run.dataset, run.seed)
+        assert run == replace(twin, model=run.model, lr=run.lr, weight_decay=run.weight_decay)
+
+
+def test_all_twenty_figures_have_published_medians():
     published = layerwise.published()
     for number, (model, dataset, groups) in layerwise.FIGURES.items():
         rows = published[published["figure"] == number]
         assert set(rows["group"]) == set(groups)
         assert set(rows["model"]) == {model}
         assert set(rows["dataset"]) == {dataset}
-    assert sorted(layerwise.FIGURES) == list(range(1, 13))
-    assert {"early", "middle", "late"} == set(published.loc[published["figure"] > 12, "group"])
+    assert sorted(layerwise.FIGURES) == list(range(1, 21))
+    assert set(published["figure"]) == set(layerwise.FIGURES)
+    assert set(published.loc[published["epochs"] == 20, "dataset"]) == {"mnist", "fashion_mnist"}
+
+
+def test_the_sixteen_claims_compare_groups_that_the_networks_have():
+    assert [claim.id for claim in layerwise_claims.CLAIMS] == [f"L{i}" for i in range(1, 17)]
+    for claim in layerwise_claims.CLAIMS:
+        for part in claim.comparisons:
+            for group in part.groups:
+                assert group.dataset in layerwise.DATASETS
+                assert group.group == "test_top1" or group.group in {
+                    g for model, _, groups in layerwise.FIGURES.values() if model == group.model for g in groups
+                }
+    sizes = {claim.id: len(claim.comparisons) for claim in layerwise_claims.CLAIMS}
+    assert sizes == {
+        "L1": 2, "L2": 1, "L3": 3, "L4": 3, "L5": 3, "L6": 7, "L7": 2, "L8": 3, "L9": 3, "L10": 4, "L11": 2, "L12": 2, "L13": 4,
+        "L14": 12, "L15": 7, "L16": 12,
+    }  # fmt: skip
+
+
+def test_the_published_figures_contradict_the_conclusions():
+    """As known: late is not above early for VGG on MNIST and Fashion-MNIST, nor above middle on CIFAR-100."""
+    published = layerwise_claims.published()
+    assert published["L14"] == published["L15"] == "fails"
+    assert published["L7"] == published["L10"] == published["L12"] == "holds"
+    assert published["L16"] == "-"
+
+
+def test_the_scorecard_is_complete_at_quick_and_says_on_which_copies():
+    table = layerwise_claims.scorecard(profile="quick")
+    for definition in ("Eq. 1", "elementwise"):
+        rows = table[table["definition"] == definition].set_index("claim")
+        assert list(rows.index) == [f"L{i}" for i in range(1, 16)]
+        assert set(rows["verdict"]) <= {"holds", "fails", "unclear"}
+        assert (rows["low"] <= rows["effect"]).all()
+        assert (rows["effect"] <= rows["high"]).all()
+        assert set(rows["seeds"]) == {2}
+        assert len(rows.loc["L14", "data"]) == 4
+    accuracy = table[table["claim"] == "L16"]
+    assert accuracy["verdict"].tolist() == ["not run"]
+    assert "published size alone" in accuracy["text"].item()
 
 
 def test_the_committed_archive_is_sound_and_holds_what_the_notebook_shows():
     results = archive.default_results()
     assert archive.verify(results) == []
-    quick = layerwise.tables(results, "quick", models=["resnet18"])
-    assert len(quick.runs) == 8
+    quick = layerwise.tables(results, "quick")
+    assert len(quick.runs) == 3 * 4 * 2
     reduced = layerwise.tables(results, "reduced", models=["resnet18"])
     assert {"cifar10", "cifar100"} <= set(reduced.runs.loc[reduced.runs["seed"] == 0, "dataset"])
     assert not (quick.runs["data_note"] == "unknown").any()
@@ -79,9 +136,9 @@ def test_the_committed_archive_is_sound_and_holds_what_the_notebook_shows():
 def test_an_empty_archive_gives_empty_tables_and_no_error(tmp_path):
     tables = layerwise.tables(tmp_path)
     assert tables.layers.empty
-    assert list(layerwise.draw(tables, "cifar10", tmp_path, "x")) == []
-    assert set(layerwise.scorecard(tmp_path)["verdict"]) == {"not run"}
-    assert set(layerwise.block_means(tables.layers)["source"]) == {"published"}
+    assert list(layerwise.draw(tables, "resnet18", "cifar10", tmp_path, "x")) == []
+    assert set(layerwise_claims.scorecard(tmp_path)["verdict"]) == {"not run"}
+    assert set(layerwise.group_means(tables.layers, "resnet18")["source"]) == {"published"}
     assert layerwise.shown(tables, "resnet18").empty
 
 
@@ -110,7 +167,7 @@ def test_figure_numbers_are_those_of_the_archived_tables():
 
 def test_figures_draw_a_line_per_layer_and_carry_an_honest_caption(tmp_path):
     tables = layerwise.tables(profile="quick")
-    drawn = list(layerwise.draw(tables, "cifar10", tmp_path, "x"))
+    drawn = list(layerwise.draw(tables, "resnet18", "cifar10", tmp_path, "x"))
     assert [number for number, _, _ in drawn] == [1, 2, 3]
     assert {path.name for path in tmp_path.iterdir()} == {
         f"x_fig{n:02d}_cifar10_block{n}_block{n + 1}.{kind}" for n in (1, 2, 3) for kind in ("png", "pdf")
@@ -126,10 +183,32 @@ def test_figures_draw_a_line_per_layer_and_carry_an_honest_caption(tmp_path):
     np.testing.assert_allclose(left.lines[0].get_ydata(), layer.groupby("epoch")["rwc"].mean())
 
 
+def test_figures_end_with_the_published_ones_and_say_so(tmp_path):
+    tables = layerwise.tables(profile="quick", models=["resnet18"])
+    shift = archive.Tables(
+        tables.runs.assign(epochs=32), tables.layers.assign(epoch=tables.layers["epoch"] * 4), tables.epochs
+    )
+    for dataset, last in (("mnist", 20), ("cifar10", 32)):
+        _, figure, numbers = next(layerwise.draw(shift, "resnet18", dataset, tmp_path, "x"))
+        assert max(line.get_xdata().max() for line in figure.axes[0].lines if line.get_linewidth() == 0.6) == last
+        assert ("the first 20 epochs are drawn" in figure.get_supxlabel()) == (last == 20)
+        rows = shift.layers.query("dataset == @dataset and group == 'block1' and epoch <= @last and epoch > 1")
+        assert numbers["mean"].iloc[0] == pytest.approx(rows["rwc"].mean())
+
+
+def test_vgg_and_alexnet_figures_show_three_groups(tmp_path):
+    tables = layerwise.tables(profile="quick")
+    for model, number, lines in (("vgg19_bn", 13, 16), ("alexnet", 17, 5)):
+        (found, figure, numbers), *rest = layerwise.draw(tables, model, "cifar10", tmp_path, "x")
+        assert (found, rest) == (number, [])
+        assert sum(line.get_linewidth() == 0.6 for line in figure.axes[0].lines) == lines
+        assert numbers["group"].tolist() == ["early", "middle", "late"] * 2
+
+
 def test_the_same_numbers_give_the_same_files(tmp_path):
     tables = layerwise.tables(profile="quick")
     for folder in ("a", "b"):
-        list(layerwise.draw(tables, "mnist", tmp_path / folder, "x"))
+        list(layerwise.draw(tables, "resnet18", "mnist", tmp_path / folder, "x"))
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -162,11 +241,11 @@ def test_a_data_set_that_cannot_be_had_is_named_and_left_out(tmp_path, monkeypat
     assert "not run: data set svhn could not be fetched" in out
     assert "training on the bundled Fashion-MNIST sample" in out
     assert set(tables.layers["dataset"]) == {"fashion_mnist_sample"}
-    assert [number for number, _, _ in layerwise.draw(tables, datasets[0], tmp_path, "x")] == [10, 11, 12]
+    assert [number for number, _, _ in layerwise.draw(tables, "resnet18", datasets[0], tmp_path, "x")] == [10, 11, 12]
 
 
 def test_group_means_are_drawn_on_a_log_axis_with_the_published_ones():
-    means = layerwise.block_means(layerwise.tables(profile="quick").layers)
+    means = layerwise.group_means(layerwise.tables(profile="quick").layers, "resnet18")
     figure = plotting.group_means(means, title="t", caption="c")
     assert [axes.get_title() for axes in figure.axes] == [
         f"{name}\n(quick)" for name in ("CIFAR-10", "CIFAR-100", "MNIST", "Fashion-MNIST")

@@ -106,6 +106,57 @@ def test_initial_weights_that_are_exactly_zero_are_those_of_the_published_releas
     assert [name for name, weight in weight_tensors(model).items() if (weight == 0).any()] == layers
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "groups"),
+    [
+        ("vgg19_bn", 20_040_522, {"early": 4, "middle": 7, "late": 5, "head": 1}),
+        ("alexnet", 10_655_562, {"early": 1, "middle": 2, "late": 2, "head": 3}),
+    ],
+)
+def test_vgg_and_alexnet_have_the_published_layers(name, parameters, groups):
+    model = models.build(name, num_classes=10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    found = [models.get(name).group(layer) for layer in weight_tensors(model)]
+    assert Counter(found) == groups
+    assert list(dict.fromkeys(found)) == list(groups)
+    assert sum(isinstance(m, nn.Dropout) and m.p == 0.5 for m in model.modules()) == (2 if name == "alexnet" else 0)
+
+
+def test_vgg_has_the_convolutions_of_torchvision_and_one_linear_layer():
+    from torchvision.models import vgg19_bn
+
+    ours, theirs = models.build("vgg19_bn", num_classes=10), vgg19_bn(weights=None, init_weights=False)
+    assert [str(module) for module in ours.features] == [str(module) for module in theirs.features]
+    assert weight_tensors(ours)["classifier.weight"].shape == (10, 512)
+    assert [tuple(w.shape) for w in weight_tensors(models.build("alexnet", num_classes=10)).values()][5:] == [
+        (4096, 1024), (1024, 4096), (10, 1024)
+    ]  # fmt: skip
+
+
+def test_vgg_is_initialised_as_in_the_release():
+    weights = weight_tensors(models.build("vgg19_bn", num_classes=100, seed=5))
+    assert weights["classifier.weight"].std().item() == pytest.approx(0.01, rel=0.02)
+    for name, weight in list(weights.items())[1:-1]:
+        assert weight.std().item() == pytest.approx((2 / (weight.shape[0] * 9)) ** 0.5, rel=0.02), name
+
+
+@pytest.mark.parametrize("name", ["vgg19_bn", "alexnet"])
+@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize("width", [8, 32])
+def test_vgg_and_alexnet_give_one_logit_per_class(name, in_channels, width):
+    model = models.build(name, num_classes=100, in_channels=in_channels, width=width).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, in_channels, 32, 32)).shape == (2, 100)
+
+
+def test_vgg_initial_weights_are_exactly_zero_for_the_seeds_of_the_release():
+    zero = []
+    for seed in (0, 42, 123, 1000, 1234):
+        weights = weight_tensors(models.build("vgg19_bn", num_classes=10, seed=seed)).values()
+        zero += [seed] if any((weight == 0).any() for weight in weights) else []
+    assert zero == [123, 1000, 1234]
+
+
 def test_an_unknown_model_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ConfigError, match="'resnet19'") as error:
         models.build("resnet19", num_classes=10)

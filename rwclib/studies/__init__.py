@@ -1,6 +1,6 @@
-"""The studies: one module each, with its runs, the tables behind its figures, and its claims.
+"""The studies, two modules each: `<study>` has its runs and the tables behind its figures, `<study>_claims` its claims.
 
-A study module has `runs(profile, ...) -> [RunConfig]` and `scorecard(results, profile) -> DataFrame`.
+The first has `runs(profile, ...) -> [RunConfig]`, the second `scorecard(results, profile) -> DataFrame`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from rwclib.errors import ConfigError
 STUDIES = ("layerwise",)
 
 
-def get(name: str) -> ModuleType:
-    """The study's module; `ConfigError` names the known studies."""
+def get(name: str, part: str = "") -> ModuleType:
+    """The study's module, or with `part="claims"` that of its claims; `ConfigError` names the known studies."""
     if name not in STUDIES:
         raise ConfigError(f"unknown study {name!r}; known: {', '.join(STUDIES)}")
-    return importlib.import_module(f"rwclib.studies.{name}")
+    return importlib.import_module(f"rwclib.studies.{name}{part and '_' + part}")

@@ -86,47 +86,23 @@ def runs(
     ]
 
 
-# Figures 1-12: pairs of neighbouring ResNet-18 blocks on each data set, in the paper's order.
+# Figures 1-12: pairs of neighbouring ResNet-18 blocks on each data set, in the paper's order. 13-16: VGG. 17-20: AlexNet.
 FIGURES = {
     3 * i + j: ("resnet18", dataset, (f"block{j}", f"block{j + 1}"))
     for i, dataset in enumerate(DATASETS)
     for j in (1, 2, 3)
+} | {
+    first + i: (model, dataset, ("early", "middle", "late"))
+    for first, model in ((13, "vgg19_bn"), (17, "alexnet"))
+    for i, dataset in enumerate(DATASETS)
 }
-
-CLAIMS = (
-    claims.rising("L1", "ResNet-18, CIFAR-10: block1 < block2 < block3", "resnet18", "cifar10", "block1", "block2", "block3"),
-    claims.Claim(
-        "L2",
-        "ResNet-18, CIFAR-10: block3 and block4 similar (ratio 0.9 to 1.1)",
-        (claims.Comparison(*(claims.Group("resnet18", "cifar10", b) for b in ("block4", "block3")), low=0.9, high=1.1),),
-    ),
-    claims.rising(
-        "L3", "ResNet-18, CIFAR-100: block1 < block2 < block3 < block4", "resnet18", "cifar100", "block1", "block2", "block3", "block4"
-    ),
-    *(
-        claims.Claim(
-            claim_id,
-            f"ResNet-18, {data.get(dataset).title}: blocks 1, 2 and 4 < block3",
-            tuple(
-                claims.Comparison(claims.Group("resnet18", dataset, "block3"), claims.Group("resnet18", dataset, other))
-                for other in ("block1", "block2", "block4")
-            ),
-        )
-        for claim_id, dataset in (("L4", "mnist"), ("L5", "fashion_mnist"))
-    ),
-    claims.Claim(
-        "L6",
-        "MNIST below Fashion-MNIST in every group (ResNet-18)",
-        tuple(
-            claims.Comparison(*(claims.Group("resnet18", d, f"block{b}") for d in ("fashion_mnist", "mnist")))
-            for b in (1, 2, 3, 4)
-        ),
-    ),
-)  # fmt: skip
 
 
 def published() -> pd.DataFrame:
-    """The published figures' medians, read off the figures (good to about 10%): figure, model, dataset, group, median."""
+    """The published figures' medians, read off the figures (good to about 10%), and their last epochs.
+
+    Columns: figure, model, dataset, group, median, epochs.
+    """
     table = pd.read_csv(Path(__file__).with_name("layerwise_published.csv"))
     names = {"ResNet18": "resnet18", "VGG19_bn": "vgg19_bn", "AlexNet": "alexnet"}
     sets = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "MNIST": "mnist", "FMNIST": "fashion_mnist"}
@@ -172,25 +148,30 @@ def best(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
     return rows[rows["profile"] == found[-1]] if found else rows
 
 
-def figures(dataset: str) -> list[int]:
-    """Numbers of the published figures of a data set; those of Fashion-MNIST for its bundled sample."""
+def figures(model: str, dataset: str) -> list[int]:
+    """Numbers of the published figures of a model and data set; those of Fashion-MNIST for its bundled sample."""
     dataset = "fashion_mnist" if dataset == data.SAMPLE else dataset
-    return [number for number, (_, of, _) in FIGURES.items() if of == dataset]
+    return [number for number, (of, on, _) in FIGURES.items() if (of, on) == (model, dataset)]
+
+
+def _drawn(layers: pd.DataFrame, figure: int, dataset: str | None) -> tuple[pd.DataFrame, pd.Series]:
+    """The best runs' rows that a figure shows, no later than its published last epoch; and the published medians."""
+    model, paper_dataset, groups = FIGURES[figure]
+    paper = published().query("figure == @figure").set_index("group")
+    rows = best(layers, model, dataset or paper_dataset)
+    return rows[rows["group"].isin(groups) & (rows["epoch"] <= paper["epochs"].max())], paper["median"]
 
 
 def figure_table(layers: pd.DataFrame, figure: int, dataset: str | None = None) -> pd.DataFrame:
     """The numbers behind one published figure, one row per definition and group; `dataset` if not the published one.
 
-    Columns: mean (over layers, seeds and epochs after the first), median, p10, p90 of the finite values, the number of
-    infinite values, and the published figure's median, which is an elementwise value.
+    Columns: mean (over layers, seeds and the drawn epochs after the first), median, p10, p90 of the finite values, the
+    number of infinite values, and the published figure's median, which is an elementwise value.
     """
-    model, paper_dataset, groups = FIGURES[figure]
-    rows = best(layers, model, dataset or paper_dataset)
-    rows = rows[rows["group"].isin(groups) & (rows["epoch"] > 1)]
-    medians = published().query("figure == @figure").set_index("group")["median"]
-    result = []
+    rows, medians = _drawn(layers, figure, dataset)
+    rows, result = rows[rows["epoch"] > 1], []
     for metric, definition in claims.DEFINITIONS.items():
-        for group in groups:
+        for group in FIGURES[figure][2]:
             values = rows.loc[rows["group"] == group, metric]
             finite = values[values < float("inf")]
             p10, median, p90 = finite.quantile([0.1, 0.5, 0.9])
@@ -203,29 +184,32 @@ def figure_table(layers: pd.DataFrame, figure: int, dataset: str | None = None) 
 
 
 def draw(
-    found: archive.Tables, dataset: str, folder: str | Path, prefix: str
+    found: archive.Tables, model: str, dataset: str, folder: str | Path, prefix: str
 ) -> Iterator[tuple[int, plotting.Figure, pd.DataFrame]]:
-    """Draw and save the published figures of one data set: yields (number, figure, the numbers behind it).
+    """Draw and save the published figures of one model and data set: yields (number, figure, the numbers behind it).
+
+    A figure ends at the last epoch of the published one: those of MNIST and Fashion-MNIST show 20 of the 150 epochs.
 
     Args:
         found: as `tables` gives them; figures whose runs are missing are left out.
-        dataset: its figures are drawn.
+        model, dataset: their figures are drawn.
         folder, prefix: files are `<folder>/<prefix>_fig<NN>_<data set>_<groups>.png` and `.pdf`.
     """
-    for number in figures(dataset):
-        model, _, groups = FIGURES[number]
-        layers = best(found.layers, model, dataset)
+    for number in figures(model, dataset):
+        groups = FIGURES[number][2]
+        layers, medians = _drawn(found.layers, number, dataset)
         if layers.empty:
             continue
-        numbers = figure_table(found.layers, number, dataset)
+        drawn, note = layers["epoch"].max(), caption(found.runs, model, dataset)
+        if drawn < best(found.layers, model, dataset)["epoch"].max():
+            note += f"; the first {drawn} epochs are drawn, as in the published figure"
         figure = plotting.group_lines(
             layers, groups,
-            title=f"Figure {number}: {MODELS[model]['title']}, {data.get(dataset).title}, {' and '.join(groups)}",
-            caption=caption(found.runs, model, dataset),
-            published=published().query("figure == @number").set_index("group")["median"].to_dict(),
+            title=f"Figure {number}: {MODELS[model]['title']}, {data.get(dataset).title}, {', '.join(groups)}",
+            caption=note, published=medians.to_dict(),
         )  # fmt: skip
         plotting.save(figure, folder, f"{prefix}_fig{number:02d}_{dataset}_{'_'.join(groups)}")
-        yield number, figure, numbers
+        yield number, figure, figure_table(found.layers, number, dataset)
 
 
 def caption(runs_table: pd.DataFrame, model: str, dataset: str) -> str:
@@ -265,7 +249,7 @@ def shown(found: archive.Tables, model: str) -> pd.DataFrame:
     return pd.DataFrame(result)
 
 
-def block_means(layers: pd.DataFrame, model: str = "resnet18") -> pd.DataFrame:
+def group_means(layers: pd.DataFrame, model: str) -> pd.DataFrame:
     """Mean RWC per data set, group, seed and definition (epochs after the first, finite values), published medians beside.
 
     Columns: dataset, panel, profile, group, seed (-1 for published), source (`Eq. 1`, `elementwise`, `published`), value.
@@ -325,11 +309,14 @@ def prepare(
     return tables(results, profile, models=models, datasets=datasets, seeds=seeds), datasets
 
 
-def accuracy_table(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Test top-1 (percent, last epoch, mean over seeds) beside the published, one row per model and data set."""
+def accuracy_table(epochs: pd.DataFrame, models: list[str] | None = None) -> pd.DataFrame:
+    """Test top-1 (percent, last epoch, mean over seeds) beside the published, one row per model and data set.
+
+    Columns: model, dataset, profile, seeds, epochs, train_top1, test_top1, published, miss (ours less the published).
+    """
     rows = []
-    for model, settings in MODELS.items():
-        for dataset, paper in settings["top1"].items():
+    for model in models or MODELS:
+        for dataset, paper in MODELS[model]["top1"].items():
             found = best(epochs, model, dataset)
             row = {"model": model, "dataset": dataset, "profile": "not run", "seeds": 0, "epochs": 0}
             if len(found):
@@ -340,11 +327,5 @@ def accuracy_table(epochs: pd.DataFrame) -> pd.DataFrame:
                 }  # fmt: skip
             rows.append(row | {"published": paper})
     columns = ["model", "dataset", "profile", "seeds", "epochs", "train_top1", "test_top1", "published"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
-    """The study's claims under both definitions, as `rwclib.claims.scorecard` gives them, with the claims' texts."""
-    found = claims.scorecard(tables(results, profile).layers, CLAIMS, list(PROFILES))
-    found.insert(1, "text", found["claim"].map({claim.id: claim.text for claim in CLAIMS}))
-    return found
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(miss=table["test_top1"] - table["published"])

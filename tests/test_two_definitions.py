@@ -1,0 +1,113 @@
+"""Simulated weights against theory and an independent computation; tables of the archive under every measure."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rwclib import plotting
+from rwclib.studies import layerwise, two_definitions
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    table = two_definitions.simulate(sizes=[100, 10_000, 1_000_000], change=0.1, seed=3)
+    return table.pivot(index="size", columns="measure", values="median")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return layerwise.tables(profile="quick")
+
+
+def test_eq_1_is_constant_in_the_layers_size_to_one_percent_and_the_elementwise_mean_is_not(simulated):
+    np.testing.assert_allclose(simulated["Eq. 1"], 0.1, rtol=0.01)
+    np.testing.assert_allclose(simulated["elementwise median"], 0.1, rtol=0.02)
+    assert simulated["elementwise"].is_monotonic_increasing
+    assert simulated["elementwise"].iloc[-1] > 2 * simulated["elementwise"].iloc[0]
+
+
+def test_an_independent_computation_agrees(simulated):
+    """Three lines of NumPy on other random numbers; the elementwise mean's median over draws is noisy, so 10%."""
+    rng = np.random.default_rng(99)
+    for size, draws in ((100, 4000), (10_000, 1000)):
+        w, change = rng.standard_normal((draws, size)), abs(0.1 * rng.standard_normal((draws, size)))
+        assert simulated.loc[size, "Eq. 1"] == pytest.approx(np.median(change.sum(1) / abs(w).sum(1)), rel=0.01)
+        assert simulated.loc[size, "elementwise"] == pytest.approx(np.median((change / abs(w)).mean(1)), rel=0.1)
+
+
+def test_the_elementwise_mean_grows_with_the_logarithm_of_the_size_as_theory_says(simulated):
+    """E|N(0, s)| times the integral of 2 phi(w) / w from about 1/n: a slope of 2 s / pi per unit of log n."""
+    slope = (simulated.loc[1_000_000, "elementwise"] - simulated.loc[100, "elementwise"]) / np.log(10_000)
+    assert slope == pytest.approx(2 * 0.1 / np.pi, rel=0.25)
+
+
+def test_exact_zeros_are_those_of_the_release():
+    zeros = two_definitions.exact_zeros(seeds=[0, 1000])
+    assert zeros[zeros["zeros"] > 0][["model", "seed"]].to_numpy().tolist() == [["resnet18", 1000], ["vgg19_bn", 1000]]
+
+
+def test_layer_means_are_those_of_the_archived_tables(found):
+    means = two_definitions.layer_means(found)
+    assert len(means) == 4 * (21 + 17 + 8)
+    row = means.query("model == 'alexnet' and dataset == 'mnist' and layer == 'features.0.weight'").iloc[0]
+    values = found.layers.query(
+        "model == 'alexnet' and dataset == 'mnist' and layer == 'features.0.weight' and epoch > 1"
+    )
+    assert row["Eq. 1"] == pytest.approx(values["rwc"].mean())
+    assert row["elementwise median"] == pytest.approx(values["rwc_median"].mean())
+
+
+def test_agreement_is_a_rank_correlation_over_layers():
+    rows = [("m", "d", "quick", "g", f"l{i}", i, 10, float(i), 10.0 * i, 9.0 - i) for i in range(1, 6)]
+    columns = ["model", "dataset", "profile", "group", "layer", "depth", "size", *two_definitions.MEASURES.values()]
+    row = two_definitions.agreement(pd.DataFrame(rows, columns=columns)).iloc[0]
+    assert row["Eq. 1 ~ elementwise"] == pytest.approx(1)
+    assert row["Eq. 1 ~ median"] == pytest.approx(-1)
+    assert row["elementwise / Eq. 1"] == pytest.approx(10)
+
+
+def test_infinities_are_counted_by_run(found):
+    layers = found.layers.copy()
+    one = (
+        (layers["model"] == "alexnet")
+        & (layers["dataset"] == "mnist")
+        & (layers["seed"] == 42)
+        & (layers["epoch"] == 1)
+    )
+    layers.loc[one & (layers["layer"] == "features.3.weight"), "rwc_elementwise"] = np.inf
+    table = two_definitions.infinities(replace(found, layers=layers)).set_index(["model", "dataset", "seed"])
+    assert table.loc[("alexnet", "mnist", 42), ["infinite", "first_epoch", "layers"]].tolist() == [1, 1, 1]
+
+
+def test_claims_stand_side_by_side_under_every_measure(found):
+    side = two_definitions.side_by_side(found)
+    assert side["claim"].tolist() == [f"L{i}" for i in range(1, 16)]
+    assert list(side)[1:] == ["Eq. 1", "elementwise", "elementwise median", "published figures", "profile"]
+    assert side["Eq. 1"].str.match(r"(holds|fails|unclear) \d").all()
+    tally = two_definitions.tally(side).set_index("verdicts")
+    assert (tally["of"] == 15).all()
+    same = [a.split()[0] == b.split()[0] for a, b in zip(side["Eq. 1"], side["elementwise"], strict=True)]
+    assert tally.loc["Eq. 1 and elementwise", "same"] == sum(same)
+
+
+def test_an_empty_archive_gives_empty_tables(tmp_path):
+    found = layerwise.tables(tmp_path)
+    assert two_definitions.infinities(found).empty
+    side = two_definitions.side_by_side(found)
+    assert set(side["Eq. 1"]) == {"not run"}
+    assert (two_definitions.tally(side).set_index("verdicts").loc["Eq. 1 and elementwise"] == 0).all()
+
+
+def test_figures_show_the_tables(found):
+    table = two_definitions.simulate(sizes=[100, 1000])
+    axes = plotting.measures_by_size(table, caption="c").axes[0]
+    assert [line.get_label() for line in axes.lines] == list(two_definitions.MEASURES.values())
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), table.loc[table["measure"] == "Eq. 1", "median"])
+    means = two_definitions.layer_means(found)
+    titles = {name: name for name in [*means["model"], *means["dataset"]]}
+    figure = plotting.definitions_by_layer(means, titles=titles, caption="c")
+    assert len(figure.axes) == 4
+    points = means.query("dataset == 'cifar10' and model == 'resnet18'")
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), points["elementwise"])
