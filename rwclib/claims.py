@@ -212,9 +212,9 @@ def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
         epochs: tidy table of one profile with columns model, dataset, seed, epoch and test_top1 (percent).
     """
     rows = epochs[(epochs["model"] == part.model) & (epochs["dataset"] == part.dataset)]
-    misses = rows.sort_values("epoch").groupby("seed")["test_top1"].last().to_numpy() - part.published
-    if not len(misses):
+    if rows.empty:
         return _NOT_RUN
+    misses = rows.sort_values("epoch").groupby("seed")["test_top1"].last().to_numpy() - part.published
     drawn = misses[np.random.default_rng(0).integers(0, len(misses), (RESAMPLES, len(misses)))].mean(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {

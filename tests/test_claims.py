@@ -8,9 +8,9 @@ from rwclib import claims
 from rwclib.claims import Accuracy, Claim, Comparison, Group, Nearer, rising
 
 
-def planted(means, *, seeds=3, noise=0.0, layers=4, epochs=4, dataset="d", profile="quick"):
+def planted(means, *, seeds=3, noise=0.0, layers=4, epochs=4, dataset="d", profile="quick", stream=1):
     """Layers whose mean RWC is what `means` says by group; elementwise is ten times that, reversed in order."""
-    rng, rows = np.random.default_rng(1), []
+    rng, rows = np.random.default_rng(stream), []
     reverse = dict(zip(means, reversed(means.values()), strict=True))
     for seed in range(seeds):
         for group, mean in means.items():
@@ -112,7 +112,9 @@ def test_a_layer_that_is_always_infinite_is_left_out_and_the_others_speak():
 
 def nearer(a, b, c, d, **settings):
     """Verdict of `a / b` on set d nearer to 1 than `c / d` on set e."""
-    table = pd.concat([planted({"a": a, "b": b}, **settings), planted({"a": c, "b": d}, dataset="e", **settings)])
+    table = pd.concat(
+        [planted({"a": a, "b": b}, **settings), planted({"a": c, "b": d}, dataset="e", stream=2, **settings)]
+    )
     part = Nearer(Group("m", "d", "a"), Group("m", "d", "b"), c=Group("m", "e", "a"), d=Group("m", "e", "b"))
     return verdicts(table, Claim("X4", "nearer", (part,))).loc["Eq. 1"]
 
@@ -121,10 +123,10 @@ def test_nearer_to_one_is_measured_on_both_sides_of_one():
     row = nearer(1.1, 1.0, 1.0, 2.0)
     assert row["verdict"] == "holds"
     assert row["effect"] == pytest.approx(2.0 / 1.1)
-    assert row["weakest"] == "d: a / b nearer to 1 than on e" or row["weakest"] == "a / b nearer to 1 than on e"
+    assert row["weakest"] == "a / b nearer to 1 than on e"
     assert nearer(3.0, 1.0, 1.0, 2.0)["verdict"] == "fails"
     assert nearer(1.0, 3.0, 2.0, 1.0, seeds=1)["verdict"] == "fails"
-    assert nearer(1.2, 1.0, 1.21, 1.0, noise=0.5, layers=2)["verdict"] == "unclear"
+    assert nearer(1.5, 1.0, 1.5, 1.0, noise=0.3, layers=2, seeds=1)["verdict"] == "unclear"
 
 
 def accuracies(*misses, profile="paper"):

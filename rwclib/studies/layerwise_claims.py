@@ -135,8 +135,8 @@ def verdicts(
 
 
 def _copies(runs: pd.DataFrame, needed: set[tuple[str, str]]) -> list[str]:
-    pairs = zip(runs["model"], runs["dataset"], runs["data_note"], strict=True)
-    used = {(dataset, note) for model, dataset, note in pairs if (model, dataset) in needed}
+    rows = runs.to_dict("records")
+    used = {(row["dataset"], row["data_note"]) for row in rows if (row["model"], row["dataset"]) in needed}
     return [f"{data.get(name).title}: {note}" for name in data.DATASETS for of, note in sorted(used) if of == name]
 
 
