@@ -30,6 +30,7 @@ notebooks: setup  ## run the notebooks again and store their outputs and figures
 bench: setup  ## measure on a quiet machine, store the tables and quote their ratios in README
 	$(BIN)/python benchmarks/tracker.py --json benchmarks/results/tracker.json
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
+	$(BIN)/python benchmarks/sweep.py --json benchmarks/results/sweep.json
 	$(BIN)/python benchmarks/readme.py
 
 clean:

@@ -27,6 +27,11 @@ ROWS = {
         "training.run, strict, with checkpoints": ">= 0.95",
         "training.run, strict, CPU seconds": None,
     },
+    "sweep": {
+        "rwc sweep, two processes": None,
+        "rwc sweep, one process": ">= 1.7",
+        "classical loop, two threads": ">= 1.5",
+    },
 }
 
 

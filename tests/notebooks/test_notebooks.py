@@ -109,8 +109,9 @@ def test_reproduce_retrains_every_notebook_at_smoke(tmp_path):
     text = "".join(printed(cell) for cell in code(book))
     runs = list((tmp_path / "results-smoke" / "layerwise").iterdir())
     here = [name for name in ("cifar10", "cifar100", "mnist", "fashion_mnist") if data.path(name).exists()]
-    assert len(runs) == max(1, len(here))
-    assert len(list((tmp_path / "figures").glob("01_resnet18_blocks_fig*.png"))) == 3 * max(1, len(here))
+    assert len(runs) == 3 * max(1, len(here))  # three networks
+    for book, figures in (("01_resnet18_blocks", 3), ("02_vgg19", 1), ("03_alexnet", 1)):
+        assert len(list((tmp_path / "figures").glob(f"{book}_fig*.png"))) == figures * max(1, len(here))
     if not here:
         assert "training on the bundled Fashion-MNIST sample" in text
     assert "claim" in (tmp_path / "claims_layerwise.md").read_text()
