@@ -123,6 +123,7 @@ def main() -> None:
         rows.append({"what": way, "images_per_s": images / found[way], "two_are_times_as_fast": times})
         rows[-1] |= _table.verdict(times >= target, f">= {target}") if target else {}
     first = runs[0]
+    evidence += f" | {first.dataset}"
     note = NOTE.format(
         dataset=first.dataset,
         runs=len(runs),

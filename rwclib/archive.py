@@ -193,8 +193,11 @@ def load(configs: Iterable[RunConfig], results: Path, status: str | None = None)
             getattr(run, part).assign(**{key: getattr(run.config, key) for key in keys}, hash=run.config.hash)
             for run in runs
         ]
-        columns = dict.fromkeys([*keys, "hash", "group", "layer"], "str") | {"epoch": "int32", "seed": "int64"}
-        empty = pd.DataFrame(columns=[*columns, *METRICS]).astype(columns | dict.fromkeys(METRICS, "float64"))
+        columns = dict.fromkeys([*keys, "hash", "group", "layer"], "str") | {
+            "epoch": "int32", "depth": "int32", "size": "int64", "seed": "int64"
+        }  # fmt: skip
+        columns |= dict.fromkeys(METRICS, "float64")
+        empty = pd.DataFrame(columns=list(columns)).astype(columns)
         return pd.concat(frames, ignore_index=True) if frames else empty
 
     rows = [

@@ -2,13 +2,19 @@
 
 The quantity compared is a group's mean RWC: over its layers, and over all epochs after the first, of the finite values.
 A comparison's effect is the ratio of two such means, averaged over seeds on the log scale; its interval is the 95%
-percentile bootstrap over seeds, or over the layers of the groups when there is one seed (the table says which). With two
-or three seeds a bootstrap can give little more than their range: read such an interval as that.
+percentile bootstrap over seeds, or over the layers of the groups when there is one seed (the table says which). Of two or
+three seeds the bootstrap's interval is just their range, and the table calls it that. Where there is nothing to draw from
+(one seed and a group of one layer, or one accuracy) there is no interval and the comparison is `unclear`.
 
 Verdicts. A comparison `holds` when its whole interval lies on the claimed side, `fails` when all of it lies on the
 other, and is `unclear` otherwise. A claim `holds` when all its comparisons hold, `fails` when one fails, is `not run`
-when a run that it needs is missing, and `unclear` otherwise. Its effect is that of its weakest comparison. Claims about
-accuracy are judged in the same way, in percentage points, and only at the profile they speak of.
+when a run that it needs is missing, and `unclear` otherwise. It is shown with the weakest of the comparisons that have
+its verdict, and with how many hold, are unclear and fail. Claims about accuracy are judged in the same way, in
+percentage points, and only at the profile they speak of.
+
+Few seeds decide easily: if two groups did not differ at all, the range of two seeds would still lie on one side of 1 in
+half of the cases, that of three in a quarter, and a claim of twelve comparisons would then fail almost surely. Read a
+`fails` beside its counts and its effect.
 """
 
 from __future__ import annotations
@@ -50,6 +56,11 @@ class Comparison:
         return self.a, self.b
 
     @property
+    def runs(self) -> list[tuple[str, str]]:
+        """The (model, data set) pairs of its groups."""
+        return [(group.model, group.dataset) for group in self.groups]
+
+    @property
     def label(self) -> str:
         if self.a.dataset == self.b.dataset:
             return f"{self.a.group} / {self.b.group}"
@@ -67,15 +78,15 @@ class Comparison:
         return min(np.log(effect / self.low), np.log(self.high / effect) if self.high < _INFINITY else _INFINITY)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Nearer(Comparison):
     """The claim that `a` over `b` lies nearer to 1 than `c` over `d`.
 
     The effect is the one ratio's distance from 1 over the other's, both taken upwards: max(c/d, d/c) / max(a/b, b/a).
     """
 
-    c: Group | None = None
-    d: Group | None = None
+    c: Group
+    d: Group
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -100,8 +111,8 @@ class Accuracy:
     unit = "points"
 
     @property
-    def groups(self) -> tuple[Group, ...]:
-        return (Group(self.model, self.dataset, "test_top1"),)
+    def runs(self) -> list[tuple[str, str]]:
+        return [(self.model, self.dataset)]
 
     @property
     def label(self) -> str:
@@ -139,14 +150,13 @@ class Claim:
     @property
     def runs(self) -> set[tuple[str, str]]:
         """The (model, data set) pairs that it needs."""
-        return {(group.model, group.dataset) for part in self.comparisons for group in part.groups}
+        return {pair for part in self.comparisons for pair in part.runs}
 
     def label(self, part: Comparison | Accuracy) -> str:
         """The comparison in words; with model and data set where the claim speaks of several."""
-        where = part.groups[0]
+        model, dataset = part.runs[0]
         several = [len({pair[i] for pair in self.runs}) > 1 for i in (0, 1)]
-        one_set = len({group.dataset for group in part.groups}) == 1
-        words = [where.model] * several[0] + [where.dataset] * (several[1] and one_set)
+        words = [model] * several[0] + [dataset] * (several[1] and len(set(part.runs)) == 1)
         return f"{' '.join(words)}: {part.label}" if words else part.label
 
 
@@ -159,7 +169,8 @@ def rising(claim_id: str, text: str, model: str, dataset: str, *groups: str) -> 
 def about(claims: Sequence[Claim], models: Sequence[str]) -> list[Claim]:
     """The claims as far as they speak of nothing but these models."""
     parts = {
-        claim: tuple(c for c in claim.comparisons if {g.model for g in c.groups} <= set(models)) for claim in claims
+        claim: tuple(part for part in claim.comparisons if {model for model, _ in part.runs} <= set(models))
+        for claim in claims
     }
     return [replace(claim, comparisons=kept) for claim, kept in parts.items() if kept]
 
@@ -189,24 +200,27 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
         return _NOT_RUN
     tables, rng = [table.loc[seeds] for table in tables], np.random.default_rng(0)
     logs = np.log([table.mean(axis=1) for table in tables])  # (groups, seeds)
+    effect = float(np.exp(comparison.effect(logs.mean(1))))
+    if len(seeds) == 1 and min(table.shape[1] for table in tables) == 1:
+        return _NO_INTERVAL | {"effect": effect}
     if len(seeds) > 1:
         logs_drawn = logs[:, rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))].mean(-1)
     else:  # the same layers on two data sets are drawn in pairs
         rows = {tuple(t.columns): rng.integers(0, t.shape[1], (RESAMPLES, t.shape[1])) for t in tables}
         logs_drawn = np.log([table.to_numpy()[0][rows[tuple(table.columns)]].mean(-1) for table in tables])
-    effect = comparison.effect(logs.mean(1))
     low, high = np.exp(np.quantile(comparison.effect(logs_drawn), [0.025, 0.975]))
     return {
-        "effect": float(np.exp(effect)), "low": float(low), "high": float(high),
+        "effect": effect, "low": float(low), "high": float(high),
         "verdict": comparison.verdict(low, high), "seeds": len(seeds), "resampled": "seeds" if len(seeds) > 1 else "layers",
     }  # fmt: skip
 
 
 _NOT_RUN = {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "not run", "seeds": 0, "resampled": "-"}
+_NO_INTERVAL = _NOT_RUN | {"verdict": "unclear", "seeds": 1}
 
 
 def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
-    """As `compare`, in percentage points; one seed alone has no interval.
+    """As `compare`, in percentage points.
 
     Args:
         epochs: tidy table of one profile with columns model, dataset, seed, epoch and test_top1 (percent).
@@ -215,11 +229,13 @@ def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
     if rows.empty:
         return _NOT_RUN
     misses = rows.sort_values("epoch").groupby("seed")["test_top1"].last().to_numpy() - part.published
+    if len(misses) == 1:
+        return _NO_INTERVAL | {"effect": float(misses[0])}
     drawn = misses[np.random.default_rng(0).integers(0, len(misses), (RESAMPLES, len(misses)))].mean(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {
         "effect": float(misses.mean()), "low": float(low), "high": float(high), "verdict": part.verdict(low, high),
-        "seeds": len(misses), "resampled": "seeds" if len(misses) > 1 else "-",
+        "seeds": len(misses), "resampled": "seeds",
     }  # fmt: skip
 
 
@@ -265,39 +281,50 @@ def details(
 
 
 def scorecard(parts: pd.DataFrame) -> pd.DataFrame:
-    """One row per claim and definition: verdict, and effect and interval of the claim's weakest comparison.
+    """One row per claim and definition: its verdict, and its comparisons' counts and weakest one.
 
     Args:
         parts: as `details` gives them.
+
+    Returns:
+        claim, definition, verdict; the numbers of comparisons that hold, are unclear and fail; and of the weakest of the
+        comparisons with that verdict: its label (`weakest`), effect, low, high, unit, seeds, resampled, profile.
     """
     rows = []
     for (claim_id, definition), of_claim in parts.groupby(["claim", "definition"], sort=False):
-        verdicts = set(of_claim["verdict"])
-        if "not run" in verdicts:
-            verdict, weakest = "not run", of_claim.iloc[0]
-        else:
-            verdict = "fails" if "fails" in verdicts else "holds" if verdicts == {"holds"} else "unclear"
-            margins = [part.margin(effect) for part, effect in zip(of_claim["part"], of_claim["effect"], strict=True)]
-            weakest = of_claim.iloc[int(np.argmin(margins))]
+        verdict = of_all(set(of_claim["verdict"]))
+        deciding = of_claim[of_claim["verdict"] == verdict]
+        margins = [part.margin(effect) for part, effect in zip(deciding["part"], deciding["effect"], strict=True)]
+        weakest = deciding.iloc[0 if verdict == "not run" else int(np.argmin(margins))]
+        counts = {name: int((of_claim["verdict"] == name).sum()) for name in ("holds", "unclear", "fails")}
         kept = ("effect", "low", "high", "unit", "seeds", "resampled", "profile")
         rows.append(
-            {"claim": claim_id, "definition": definition, "verdict": verdict, "weakest": weakest["comparison"]}
+            {"claim": claim_id, "definition": definition, "verdict": verdict}
+            | counts
+            | {"weakest": weakest["comparison"]}
             | {column: weakest[column] for column in kept}
         )
     return pd.DataFrame(rows)
 
 
-def of_medians(claim: Claim, medians: Mapping[Group, float]) -> str:
-    """The verdict that published medians give, each read off a figure with `READING_ERROR`; `-` without all medians."""
-    verdicts = set()
-    for part in claim.comparisons:
-        if isinstance(part, Accuracy) or not all(group in medians for group in part.groups):
-            return "-"
-        errors = np.linspace(1 - READING_ERROR, 1 + READING_ERROR, 5)
-        readings = np.log(np.array(list(itertools.product(*(medians[group] * errors for group in part.groups)))).T)
-        effects = np.exp(part.effect(readings))
-        verdicts.add(part.verdict(effects.min(), effects.max()))
-    return "fails" if "fails" in verdicts else "holds" if verdicts == {"holds"} else "unclear"
+def of_all(verdicts: set[str]) -> str:
+    """The verdict of a claim from those of its comparisons."""
+    for decisive in ("not run", "fails", "unclear"):
+        if decisive in verdicts:
+            return decisive
+    return "holds"
+
+
+def of_medians(part: Comparison | Accuracy, medians: Mapping[Group, float]) -> tuple[float, str]:
+    """Effect and verdict that published medians give one comparison; (NaN, `-`) without all of its medians.
+
+    For the interval, each median's `READING_ERROR` enters independently: their logs' errors add up in quadrature.
+    """
+    if isinstance(part, Accuracy) or not all(group in medians for group in part.groups):
+        return np.nan, "-"
+    effect = float(np.exp(part.effect(np.log([medians[group] for group in part.groups]))))
+    error = np.exp(READING_ERROR * len(part.groups) ** 0.5)
+    return effect, part.verdict(effect / error, effect * error)
 
 
 _HEAD = [
@@ -305,22 +332,37 @@ _HEAD = [
     "statement",
     "definition",
     "verdict",
-    "weakest comparison",
-    "effect [95%]",
-    "interval",
+    "hold/unclear/fail",
+    "weakest with that verdict",
+    "effect [interval]",
+    "interval is",
     "profile",
     "data",
 ]
+
+
+def interval_text(seeds: int, resampled: str) -> str:
+    """What an interval is, in words."""
+    if resampled == "-":
+        return f"none ({seeds} seed)" if seeds else "-"
+    if resampled == "seeds":
+        return f"range of {seeds} seeds" if seeds < 4 else f"95%, over {seeds} seeds"
+    return f"95%, over layers of {seeds} seed"
 
 
 def _cells(table: pd.DataFrame) -> list[list[str]]:
     rows = []
     for row in table.itertuples():
         sign, unit = ("+", " points") if row.unit == "points" else ("", "")
-        interval = f"{row.effect:{sign}.2f} [{row.low:{sign}.2f}, {row.high:{sign}.2f}]{unit}" if row.seeds else "-"
-        over = f"{row.seeds} {'seed' if row.seeds == 1 else 'seeds'}, over {row.resampled}" if row.seeds else "-"
+        effect = f"{row.effect:{sign}.2f}" if row.seeds else "-"
+        if row.resampled != "-":
+            effect += f" [{row.low:{sign}.2f}, {row.high:{sign}.2f}]"
+        counts = "-" if row.verdict == "not run" else f"{row.holds}/{row.unclear}/{row.fails}"
         sets = ", ".join(dict.fromkeys(copy.partition(":")[0] for copy in row.data)) or "-"
-        rows.append([row.claim, row.text, row.definition, row.verdict, row.weakest, interval, over, row.profile, sets])
+        rows.append([
+            row.claim, row.text, row.definition, row.verdict, counts, row.weakest, effect + (unit if row.seeds else ""),
+            interval_text(row.seeds, row.resampled), row.profile, sets,
+        ])  # fmt: skip
     return rows
 
 

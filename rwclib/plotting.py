@@ -178,7 +178,9 @@ def measures_by_size(table: pd.DataFrame, *, caption: str) -> Figure:
         axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axes.legend(frameon=False, fontsize=8)
-        figure.alt = "Measures of simulated change by layer size: Eq. 1 is flat, the elementwise mean grows"
+        figure.alt = (
+            "Eq. 1, the elementwise mean and the elementwise median of simulated change against the layer's size"
+        )
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
 
@@ -209,9 +211,7 @@ def definitions_by_layer(means: pd.DataFrame, *, titles: Mapping[str, str], capt
         row[0].set_ylabel("elementwise mean (ratio)")
         handles = {label: line for axes in row for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-        figure.alt = (
-            "Each layer's mean change under both definitions; the elementwise mean lies far above the line of equality"
-        )
+        figure.alt = "Each layer's mean change, the elementwise mean against Eq. 1, with the line of equality"
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
 

@@ -151,7 +151,9 @@ def test_accuracies_are_judged_in_points_after_the_last_epoch_and_on_both_sides(
     assert accuracy_row(-4.0, -3.0)["verdict"] == "fails"
     assert accuracy_row(3.0, 4.0)["verdict"] == "fails"
     assert accuracy_row(0.0, -4.0, 0.0)["verdict"] == "unclear"
-    assert accuracy_row(-1.0)[["verdict", "resampled"]].tolist() == ["holds", "-"]
+    one = accuracy_row(-1.0)
+    assert one[["verdict", "resampled", "effect"]].tolist() == ["unclear", "-", -1.0]
+    assert np.isnan(one["low"])
 
 
 def test_a_claim_of_one_profile_is_not_run_at_another():
@@ -165,16 +167,54 @@ def test_a_claim_about_several_networks_can_be_cut_down_to_one():
     assert [claim.label(part) for part in claim.comparisons] == ["m: a / b", "n: a / b"]
 
 
-def test_published_medians_are_judged_with_their_reading_error():
-    def verdict(a, b, c):
-        return claims.of_medians(
-            CLAIM, {Group("m", "d", name): value for name, value in zip("abc", (a, b, c), strict=True)}
-        )
+def test_one_seed_and_a_group_of_one_layer_leave_nothing_to_draw_from():
+    row = verdicts(planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=1, layers=1)).loc["Eq. 1"]
+    assert row[["verdict", "resampled", "effect"]].tolist() == ["unclear", "-", 2.0]
 
-    assert verdict(1.0, 1.5, 2.0) == "holds"
-    assert verdict(1.0, 1.1, 2.0) == "unclear"
-    assert verdict(2.0, 1.5, 2.0) == "fails"
-    assert claims.of_medians(CLAIM, {}) == "-"
+
+def mixed(b, c, noisy):
+    """a = 1; the layers of group `noisy` scatter by a factor of about 4, so that one seed leaves it unclear."""
+    table = planted({"a": 1.0, "b": b, "c": c}, seeds=1, noise=0.01)
+    scatter = table["layer"].map(lambda layer: 4.0 ** (int(layer[-1]) % 2 * 2 - 1) if layer[0] == noisy else 1.0)
+    return verdicts(table.assign(rwc=table["rwc"] * scatter)).loc["Eq. 1"]
+
+
+def test_the_comparison_shown_has_the_claims_verdict():
+    row = mixed(0.9, 0.4, "c")  # b / a fails narrowly, c / b is far below 1 but scatters
+    assert row[["verdict", "weakest", "holds", "unclear", "fails"]].tolist() == ["fails", "b / a", 0, 1, 1]
+    row = mixed(1.03, 1.6, "c")  # b / a holds narrowly, c / b is unclear
+    assert row[["verdict", "weakest", "holds", "unclear", "fails"]].tolist() == ["unclear", "c / b", 1, 1, 0]
+
+
+def test_published_medians_are_judged_with_their_reading_errors_in_quadrature():
+    def judge(a, b, low=1.0, high=np.inf):
+        part = Comparison(Group("m", "d", "b"), Group("m", "d", "a"), low, high)
+        return claims.of_medians(part, {Group("m", "d", "a"): a, Group("m", "d", "b"): b})
+
+    assert judge(1.0, 1.5) == (pytest.approx(1.5), "holds")
+    assert judge(1.0, 1.16) == (pytest.approx(1.16), "holds")
+    assert judge(1.0, 1.14)[1] == "unclear"
+    assert judge(1.5, 1.0)[1] == "fails"
+    assert judge(1.0, 1.0, 0.9, 1.1)[1] == "unclear"  # the error is wider than the band
+    assert np.isnan(claims.of_medians(CLAIM.comparisons[0], {})[0])
+    assert claims.of_medians(Accuracy("m", "d", 90.0), {})[1] == "-"
+
+
+def test_intervals_are_called_what_they_are():
+    assert claims.interval_text(2, "seeds") == "range of 2 seeds"
+    assert claims.interval_text(5, "seeds") == "95%, over 5 seeds"
+    assert claims.interval_text(1, "layers") == "95%, over layers of 1 seed"
+    assert claims.interval_text(1, "-") == "none (1 seed)"
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_interval_of_two_or_three_seeds_is_their_range(seeds):
+    row = verdicts(planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=seeds, noise=0.2)).loc["Eq. 1"]
+    table = planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=seeds, noise=0.2).query("epoch > 1")
+    means = table.groupby(["seed", "group"])["rwc"].mean().unstack()
+    upper, lower = row["weakest"].split(" / ")
+    ratios = means[upper] / means[lower]
+    assert (row["low"], row["high"]) == pytest.approx((ratios.min(), ratios.max()))
 
 
 def test_tables_print_points_and_ratios_and_name_each_data_copy_once():

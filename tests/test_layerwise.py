@@ -45,6 +45,10 @@ def test_every_data_set_gets_its_first_seed_before_any_its_second():
 def test_run_names_are_pinned_so_that_archived_runs_stay_theirs():
     assert layerwise.run_config("quick", "resnet18", "cifar10", 0).hash == "1935fde47b51"
     assert layerwise.run_config("reduced", "resnet18", "cifar100", 0).hash == "3ace44d37e5c"
+    assert layerwise.run_config("quick", "vgg19_bn", "cifar10", 0).hash == "9909babae43f"
+    assert layerwise.run_config("reduced", "vgg19_bn", "cifar10", 0).hash == "d9534fac9ef1"
+    assert layerwise.run_config("quick", "alexnet", "mnist", 42).hash == "a574be775266"
+    assert layerwise.run_config("reduced", "alexnet", "cifar10", 0).hash == "4b6e0cef7de7"
 
 
 def test_unknown_names_are_refused():
@@ -88,11 +92,11 @@ def test_the_sixteen_claims_compare_groups_that_the_networks_have():
     assert [claim.id for claim in layerwise_claims.CLAIMS] == [f"L{i}" for i in range(1, 17)]
     for claim in layerwise_claims.CLAIMS:
         for part in claim.comparisons:
-            for group in part.groups:
-                assert group.dataset in layerwise.DATASETS
-                assert group.group == "test_top1" or group.group in {
+            for group in getattr(part, "groups", ()):
+                assert group.group in {
                     g for model, _, groups in layerwise.FIGURES.values() if model == group.model for g in groups
                 }
+        assert {dataset for _, dataset in claim.runs} <= set(layerwise.DATASETS)
     sizes = {claim.id: len(claim.comparisons) for claim in layerwise_claims.CLAIMS}
     assert sizes == {
         "L1": 2, "L2": 1, "L3": 3, "L4": 3, "L5": 3, "L6": 7, "L7": 2, "L8": 3, "L9": 3, "L10": 4, "L11": 2, "L12": 2, "L13": 4,
@@ -102,10 +106,13 @@ def test_the_sixteen_claims_compare_groups_that_the_networks_have():
 
 def test_the_published_figures_contradict_the_conclusions():
     """As known: late is not above early for VGG on MNIST and Fashion-MNIST, nor above middle on CIFAR-100."""
-    published = layerwise_claims.published()
-    assert published["L14"] == published["L15"] == "fails"
-    assert published["L7"] == published["L10"] == published["L12"] == "holds"
-    assert published["L16"] == "-"
+    table = layerwise_claims.published_details().set_index(["claim", "comparison"])
+    assert table.loc[("L14", "vgg19_bn mnist: late / early"), "effect"] == pytest.approx(0.555 / 0.994)
+    fails = table[table["verdict"] == "fails"].index.tolist()
+    assert {("L14", "vgg19_bn mnist: late / early"), ("L14", "vgg19_bn fashion_mnist: late / early"),
+            ("L15", "vgg19_bn: late / middle")} <= set(fails)  # fmt: skip
+    assert (table.loc[["L7", "L10", "L12"], "verdict"] == "holds").all()
+    assert table.loc["L16", "effect"].isna().all()
 
 
 def test_the_scorecard_is_complete_at_quick_and_says_on_which_copies():
@@ -214,10 +221,18 @@ def test_the_same_numbers_give_the_same_files(tmp_path):
 
 
 def test_accuracies_stand_beside_the_published_ones():
-    table = layerwise.accuracy_table(layerwise.tables(profile="quick").epochs).set_index(["model", "dataset"])
-    assert table.loc[("resnet18", "cifar10"), "published"] == 91
-    assert 10 < table.loc[("resnet18", "cifar10"), "test_top1"] < 91
-    assert (layerwise.accuracy_table(layerwise.tables(profile="paper").epochs)["seeds"] >= 0).all()
+    found = layerwise.tables()
+    table = layerwise.accuracy_table(found.epochs).set_index(["model", "dataset", "profile"])
+    row = table.loc[("resnet18", "cifar10", "quick")]
+    assert row["published"] == 91
+    last = found.epochs.query("model == 'resnet18' and dataset == 'cifar10' and profile == 'quick' and epoch == 8")
+    assert row["test_top1"] == pytest.approx(last["test_top1"].mean())
+    assert row["miss"] == pytest.approx(last["test_top1"].mean() - 91)
+    assert row["seeds"] == len(last) == 2
+    assert ("resnet18", "cifar10", "reduced") in table.index
+    none = layerwise.accuracy_table(layerwise.tables(profile="paper", datasets=["svhn"]).epochs, ["alexnet"])
+    assert none["profile"].tolist() == ["not run"] * 4
+    assert none["published"].tolist() == [81, 53, 98.5, 89.5]
 
 
 def test_a_data_set_that_cannot_be_had_is_named_and_left_out(tmp_path, monkeypatch, capsys):

@@ -133,6 +133,15 @@ def test_vgg_has_the_convolutions_of_torchvision_and_one_linear_layer():
     ]  # fmt: skip
 
 
+def test_alexnet_pools_after_convolutions_1_2_and_5():
+    x, sides = torch.randn(1, 3, 32, 32), []
+    for module in models.build("alexnet", num_classes=10, width=8).features:
+        x = module(x)
+        if not isinstance(module, nn.ReLU):
+            sides.append(x.shape[-1])
+    assert sides == [16, 8, 8, 4, 4, 4, 4, 2]
+
+
 def test_vgg_is_initialised_as_in_the_release():
     weights = weight_tensors(models.build("vgg19_bn", num_classes=100, seed=5))
     assert weights["classifier.weight"].std().item() == pytest.approx(0.01, rel=0.02)

@@ -1,4 +1,4 @@
-"""Study 1, layer-wise weight change (arXiv 2011.06735): its runs, figures' tables, accuracies and claims."""
+"""Study 1, layer-wise weight change (arXiv 2011.06735): its runs, figures' tables and accuracies."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def overview_caption(found: archive.Tables, model: str) -> str:
 def shown(found: archive.Tables, model: str) -> pd.DataFrame:
     """The runs that the figures of a model show, one row per data set."""
     result = []
-    for dataset in dict.fromkeys(found.runs["dataset"]):
+    for dataset in dict.fromkeys(found.runs.loc[found.runs["model"] == model, "dataset"]):
         rows = best(found.runs, model, dataset)
         run = rows.iloc[0]
         result.append({
@@ -310,22 +310,26 @@ def prepare(
 
 
 def accuracy_table(epochs: pd.DataFrame, models: list[str] | None = None) -> pd.DataFrame:
-    """Test top-1 (percent, last epoch, mean over seeds) beside the published, one row per model and data set.
+    """Test top-1 (percent, last epoch, mean over seeds) beside the published, one row per model, data set and profile.
 
     Columns: model, dataset, profile, seeds, epochs, train_top1, test_top1, published, miss (ours less the published).
+    What has no run at any profile has one row of profile `not run`.
     """
-    rows = []
-    for model in models or MODELS:
-        for dataset, paper in MODELS[model]["top1"].items():
-            found = best(epochs, model, dataset)
-            row = {"model": model, "dataset": dataset, "profile": "not run", "seeds": 0, "epochs": 0}
-            if len(found):
-                last = found[found["epoch"] == found["epoch"].max()]
-                row |= {
-                    "profile": found["profile"].iloc[0], "seeds": last["seed"].nunique(), "epochs": last["epoch"].max(),
-                    "train_top1": last["train_top1"].mean(), "test_top1": last["test_top1"].mean(),
-                }  # fmt: skip
-            rows.append(row | {"published": paper})
-    columns = ["model", "dataset", "profile", "seeds", "epochs", "train_top1", "test_top1", "published"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.assign(miss=table["test_top1"] - table["published"])
+    columns = ["model", "dataset", "profile", "seeds", "epochs", "train_top1", "test_top1", "published", "miss"]
+    table = pd.DataFrame(
+        [(model, dataset, paper) for model in models or MODELS for dataset, paper in MODELS[model]["top1"].items()],
+        columns=["model", "dataset", "published"],
+    )
+    if len(epochs):
+        last = epochs[epochs["epoch"] == epochs.groupby("hash")["epoch"].transform("max")]
+        means = last.groupby(["model", "dataset", "profile"], sort=False).agg(
+            seeds=("seed", "nunique"), epochs=("epoch", "max"), train_top1=("train_top1", "mean"),
+            test_top1=("test_top1", "mean"),
+        )  # fmt: skip
+        table = table.merge(means.reset_index(), how="left")
+    table = (
+        table.reindex(columns=columns)
+        .astype({"profile": "object"})
+        .fillna({"profile": "not run", "seeds": 0, "epochs": 0})
+    )
+    return table.astype({"seeds": int, "epochs": int}).assign(miss=table["test_top1"] - table["published"])

@@ -140,11 +140,16 @@ def _copies(runs: pd.DataFrame, needed: set[tuple[str, str]]) -> list[str]:
     return [f"{data.get(name).title}: {note}" for name in data.DATASETS for of, note in sorted(used) if of == name]
 
 
-def published() -> dict[str, str]:
-    """By claim: the verdict of the published figures' medians, which are elementwise values."""
+def published_details() -> pd.DataFrame:
+    """Every comparison judged by the published figures' medians (elementwise values): claim, comparison, effect, verdict."""
     table = layerwise.published().groupby(["model", "dataset", "group"])["median"].mean()
     medians = {Group(*key): value for key, value in table.items()}
-    return {claim.id: claims.of_medians(claim, medians) for claim in CLAIMS}
+    rows = [
+        (claim.id, claim.label(part), *claims.of_medians(part, medians))
+        for claim in CLAIMS
+        for part in claim.comparisons
+    ]
+    return pd.DataFrame(rows, columns=["claim", "comparison", "effect", "verdict"])
 
 
 def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rwclib import archive, claims, metrics, models
+from rwclib import archive, claims, data, metrics, models
 from rwclib.studies import layerwise, layerwise_claims
 from rwclib.tracker import weight_tensors
 
-MEASURES = claims.DEFINITIONS | {"rwc_median": "elementwise median"}
+MEASURES = claims.DEFINITIONS | {"rwc_median": "elementwise median"}  # the last of at most 4,096 weights of a layer
 
 
 def simulate(
@@ -87,6 +87,16 @@ def layer_means(found: archive.Tables) -> pd.DataFrame:
     return rows.groupby(keys, sort=False)[list(MEASURES)].mean().rename(columns=MEASURES).reset_index()
 
 
+def caption(found: archive.Tables) -> str:
+    """Per data set, a line with each model's profile and seeds, and the data copy."""
+    shown = pd.concat([layerwise.shown(found, model).assign(model=model) for model in layerwise.MODELS])
+    lines = ["epochs after the first, mean over seeds, finite values only"]
+    for dataset, rows in shown.groupby("dataset", sort=False):
+        runs = ", ".join(f"{row.model} {row.profile} (seeds {row.seeds})" for row in rows.itertuples())
+        lines.append(f"{data.get(dataset).title}: {runs}; copy {rows['data copy'].iloc[0].split(';')[0]}")
+    return "\n".join(lines)
+
+
 def agreement(means: pd.DataFrame) -> pd.DataFrame:
     """How far the measures agree on the order of a network's layers, one row per model and data set.
 
@@ -110,30 +120,46 @@ def agreement(means: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def side_by_side(found: archive.Tables) -> pd.DataFrame:
-    """Verdict and effect of every claim under each measure, and the published medians' verdict (elementwise values)."""
-    table = layerwise_claims.verdicts(found, metrics=MEASURES)
-    table = table[table["definition"] != "-"]  # accuracies do not depend on a definition
-    table = table.assign(
-        cell=table["verdict"] + table["effect"].map(lambda effect: "" if np.isnan(effect) else f" {effect:.2f}")
+def effects(found: archive.Tables) -> pd.DataFrame:
+    """Every comparison's effect (ratio) under each measure, and that of the published medians (elementwise values).
+
+    Columns: claim, comparison, profile, one per measure, `published figures`.
+    """
+    parts = layerwise_claims.details(found, metrics=MEASURES).query(
+        "definition != '-'"
+    )  # accuracies have no definition
+    wide = parts.pivot_table("effect", ["claim", "comparison", "profile"], "definition", sort=False, dropna=False)
+    wide = wide.dropna(how="all").reindex(columns=list(MEASURES.values())).reset_index().rename_axis(columns=None)
+    published = layerwise_claims.published_details()[["claim", "comparison", "effect"]]
+    return wide.merge(published.rename(columns={"effect": "published figures"}), how="left")
+
+
+def verdicts(found: archive.Tables) -> pd.DataFrame:
+    """Every claim's verdict under each measure, and that of the published medians: claim, profile, one column each."""
+    table = layerwise_claims.verdicts(found, metrics=MEASURES).query("definition != '-'")
+    wide = table.pivot(index="claim", columns="definition", values="verdict").loc[table["claim"].unique()]
+    wide = wide[list(MEASURES.values())].rename_axis(columns=None)
+    published = (
+        layerwise_claims.published_details().groupby("claim")["verdict"].agg(lambda part: claims.of_all(set(part)))
     )
-    wide = table.pivot_table("cell", "claim", "definition", aggfunc="first", sort=False)[list(MEASURES.values())]
-    wide["published figures"] = pd.Series(layerwise_claims.published())
-    wide["profile"] = table.groupby("claim", sort=False)["profile"].first()
+    wide["published figures"] = published
+    wide.insert(0, "profile", table.groupby("claim")["profile"].first())
     return wide.reset_index()
 
 
-def tally(side: pd.DataFrame) -> pd.DataFrame:
-    """In how many claims each pair of columns of `side_by_side` gives the same verdict, of those that both judge."""
-    columns = [*MEASURES.values(), "published figures"]
-    verdict = side[columns].map(lambda cell: cell.rstrip("0123456789. "))
-    judged = ~verdict.isin(["not run", "-"])
-    rows = []
-    for i, a in enumerate(columns):
-        for b in columns[i + 1 :]:
-            both = judged[a] & judged[b]
-            rows.append({"verdicts": f"{a} and {b}", "same": (verdict[a] == verdict[b])[both].sum(), "of": both.sum()})
-    return pd.DataFrame(rows)
+def tie_breaker(table: pd.DataFrame) -> pd.DataFrame:
+    """The claims on which Eq. 1 and the elementwise mean differ, and with which of them the median's verdict agrees.
+
+    Args:
+        table: as `verdicts` gives it.
+
+    Returns:
+        claim, the three verdicts, and `median sides with`: `Eq. 1`, `elementwise` or `neither`.
+    """
+    one, mean, median = MEASURES.values()
+    rows = table.loc[table[one] != table[mean], ["claim", one, mean, median]]
+    sides = np.select([rows[median] == rows[one], rows[median] == rows[mean]], [one, mean], "neither")
+    return rows.assign(**{"median sides with": sides})
 
 
 def _drawn(found: archive.Tables) -> pd.DataFrame:
