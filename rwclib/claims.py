@@ -360,7 +360,7 @@ def _cells(table: pd.DataFrame) -> list[list[str]]:
         counts = "-" if row.verdict == "not run" else f"{row.holds}/{row.unclear}/{row.fails}"
         sets = ", ".join(dict.fromkeys(copy.partition(":")[0] for copy in row.data)) or "-"
         rows.append([
-            row.claim, row.text, row.definition, row.verdict, counts, row.weakest, effect + (unit if row.seeds else ""),
+            row.claim, row.text, row.definition, row.verdict, counts, row.reason or row.weakest, effect + (unit if row.seeds else ""),
             interval_text(row.seeds, row.resampled), row.profile, sets,
         ])  # fmt: skip
     return rows
@@ -375,7 +375,8 @@ def to_text(table: pd.DataFrame) -> str:
     """A scorecard as aligned text, the data copies below it.
 
     Args:
-        table: a scorecard with two more columns: `text`, the claims' sentences, and `data`, lists of `title: data copy`.
+        table: a scorecard with three more columns: `text`, the claims' sentences; `data`, lists of `title: data copy`;
+            `reason`, why a claim was not run.
     """
     rows = [_HEAD, *_cells(table)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]

@@ -224,7 +224,7 @@ def test_tables_print_points_and_ratios_and_name_each_data_copy_once():
             accuracy_row(0.5, -0.5).to_frame().T.assign(definition="-"),
         ]
     )
-    rows = rows.assign(text="t", data=[["D: exact"], ["D: exact"], ["E: a copy"]])
+    rows = rows.assign(text="t", reason="", data=[["D: exact"], ["D: exact"], ["E: a copy"]])
     for text in (claims.to_text(rows), claims.to_markdown(rows)):
         assert "1.50 [1.50, 1.50]" in text
         assert "+0.00 [-0.50, +0.50] points" in text

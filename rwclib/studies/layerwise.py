@@ -36,7 +36,7 @@ MODELS = {
         "lr": {"cifar10": 0.001, "cifar100": 0.01, "mnist": 0.1, "fashion_mnist": 0.1},
         "weight_decay": 1e-4,
         "top1": {"cifar10": 81.0, "cifar100": 53.0, "mnist": 98.5, "fashion_mnist": 89.5},
-        "sizes": {"quick": {"epochs": 20}, "reduced": {"width": 32}},  # it trains three to ten times as fast
+        "sizes": {"quick": {"epochs": 20}, "reduced": {"width": 32, "epochs": 60}},  # cheaper, and slow to leave chance
     },
 }
 
@@ -141,6 +141,26 @@ def tables(
     return archive.Tables(*(together(kind) for kind in ("runs", "layers", "epochs")))
 
 
+def learned(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, str]]]:
+    """The tables without the runs at chance, and the (profile, model, dataset) of these.
+
+    A run is at chance if its training top-1 in the last epoch is below twice that of guessing. How the weights of such a
+    network move says nothing about learning, so claims are not judged on it; figures and accuracies still show it.
+    """
+    if found.epochs.empty:
+        return found, set()
+    last = (
+        found.epochs.sort_values("epoch")
+        .groupby(["hash", "profile", "model", "dataset"])["train_top1"]
+        .last()
+        .reset_index()
+    )
+    guessing = last["dataset"].map(lambda name: 100 / data.get(name).num_classes)
+    bad = last[last["train_top1"] < 2 * guessing]
+    kept = (table[~table["hash"].isin(bad["hash"])] for table in (found.runs, found.layers, found.epochs))
+    return archive.Tables(*kept), set(bad[["profile", "model", "dataset"]].itertuples(index=False, name=None))
+
+
 def best(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
     """The rows of `table` for one model and data set at the most telling profile it has (of the published order)."""
     rows = table[(table["model"] == model) & (table["dataset"] == dataset)]
@@ -200,7 +220,7 @@ def draw(
         layers, medians = _drawn(found.layers, number, dataset)
         if layers.empty:
             continue
-        drawn, note = layers["epoch"].max(), caption(found.runs, model, dataset)
+        drawn, note = layers["epoch"].max(), caption(found, model, dataset)
         if drawn < best(found.layers, model, dataset)["epoch"].max():
             note += f"; the first {drawn} epochs are drawn, as in the published figure"
         figure = plotting.group_lines(
@@ -212,14 +232,17 @@ def draw(
         yield number, figure, figure_table(found.layers, number, dataset)
 
 
-def caption(runs_table: pd.DataFrame, model: str, dataset: str) -> str:
-    """Profile, size, seeds and data copy of the runs that a figure of this model and data set shows."""
-    rows = best(runs_table, model, dataset).astype({"images": int, "epochs": int, "width": int})
+def caption(found: archive.Tables, model: str, dataset: str) -> str:
+    """Profile, size, seeds, training accuracy and data copy of the runs that a figure of this model and data set shows."""
+    epochs = best(found.epochs, model, dataset)
+    top1 = epochs.loc[epochs["epoch"] == epochs["epoch"].max(), "train_top1"].mean()
+    rows = best(found.runs, model, dataset).astype({"images": int, "epochs": int, "width": int})
     run, seeds, notes = rows.iloc[0], sorted(rows["seed"]), "; ".join(rows["data_note"].unique())
     return (
         f"profile {run['profile']}: width {run['width']} of 64, {run['images']:,} images, {run['epochs']} epochs, "
         f"{run['precision']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-        f"{'; band: range over seeds' if len(seeds) > 1 else ''}\ndata copy: {notes}"
+        f"{'; band: range over seeds' if len(seeds) > 1 else ''}; training top-1 at the end {top1:.0f}%\n"
+        f"data copy: {notes}"
     )
 
 
@@ -254,10 +277,11 @@ def group_means(layers: pd.DataFrame, model: str) -> pd.DataFrame:
 
     Columns: dataset, panel, profile, group, seed (-1 for published), source (`Eq. 1`, `elementwise`, `published`), value.
     """
+    groups = list(dict.fromkeys(group for of, _, names in FIGURES.values() if of == model for group in names))
     parts = []
     for dataset in dict.fromkeys(layers.loc[layers["model"] == model, "dataset"]):
         rows = best(layers, model, dataset)
-        rows = rows[(rows["epoch"] > 1) & rows["group"].str.match(r"block|early|middle|late")]
+        rows = rows[(rows["epoch"] > 1) & rows["group"].isin(groups)]
         for metric, definition in claims.DEFINITIONS.items():
             finite = rows.assign(value=rows[metric].where(rows[metric] < float("inf")))
             mean = finite.groupby(["dataset", "profile", "group", "seed"])["value"].mean().reset_index()
@@ -268,7 +292,8 @@ def group_means(layers: pd.DataFrame, model: str) -> pd.DataFrame:
         published().query("model == @model").groupby(["dataset", "group"])["median"].mean().reset_index(name="value")
     )
     parts.append(medians.assign(profile="published", seed=-1, source="published"))
-    return pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts, ignore_index=True)
+    return table.sort_values("group", key=lambda names: names.map(groups.index), kind="stable", ignore_index=True)
 
 
 def prepare(

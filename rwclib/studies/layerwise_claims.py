@@ -115,8 +115,12 @@ def details(
     models: Sequence[str] = tuple(layerwise.MODELS),
     metrics: Mapping[str, str] = claims.DEFINITIONS,
 ) -> pd.DataFrame:
-    """Every comparison of the claims, as far as they speak of `models` alone; as `rwclib.claims.details`."""
-    return claims.details(found.layers, found.epochs, claims.about(CLAIMS, models), list(PROFILES), metrics)
+    """Every comparison of the claims, as far as they speak of `models` alone; as `rwclib.claims.details`.
+
+    Runs at chance are not judged on (`rwclib.studies.layerwise.learned`).
+    """
+    judged, _ = layerwise.learned(found)
+    return claims.details(judged.layers, judged.epochs, claims.about(CLAIMS, models), list(PROFILES), metrics)
 
 
 def verdicts(
@@ -124,14 +128,31 @@ def verdicts(
     models: Sequence[str] = tuple(layerwise.MODELS),
     metrics: Mapping[str, str] = claims.DEFINITIONS,
 ) -> pd.DataFrame:
-    """The scorecard of these tables, with the columns `text` and `data` (list of `title: data copy`, of the runs used)."""
+    """The scorecard of these tables, with three more columns.
+
+    `text`, the claim's sentence; `data`, a list of `title: data copy` of the runs used; `reason`, why it was not run.
+    """
     table = claims.scorecard(details(found, models, metrics))
     known = {claim.id: claim for claim in claims.about(CLAIMS, models)}
     table.insert(1, "text", table["claim"].map({claim_id: claim.text for claim_id, claim in known.items()}))
     table["data"] = [
         _copies(found.runs[found.runs["profile"] == row.profile], known[row.claim].runs) for row in table.itertuples()
     ]
+    _, at_chance = layerwise.learned(found)
+    table["reason"] = [
+        _reason(known[row.claim], found, at_chance) if row.verdict == "not run" else "" for row in table.itertuples()
+    ]
     return table
+
+
+def _reason(claim: Claim, found: archive.Tables, at_chance: set[tuple[str, str, str]]) -> str:
+    """Why a claim could not be judged on these tables."""
+    if claim.profile and claim.profile not in set(found.epochs.get("profile", ())):
+        return f"needs the {claim.profile} profile"
+    chance = sorted({(model, dataset) for _, model, dataset in at_chance} & claim.runs)
+    if chance:
+        return "still at chance: " + ", ".join(" ".join(pair) for pair in chance)
+    return "no runs at one profile for all of it"
 
 
 def _copies(runs: pd.DataFrame, needed: set[tuple[str, str]]) -> list[str]:

@@ -12,7 +12,7 @@ from rwclib import archive, claims, data, metrics, models
 from rwclib.studies import layerwise, layerwise_claims
 from rwclib.tracker import weight_tensors
 
-MEASURES = claims.DEFINITIONS | {"rwc_median": "elementwise median"}  # the last of at most 4,096 weights of a layer
+MEASURES = claims.DEFINITIONS | {"rwc_median": "median"}  # the last of at most 4,096 weights of a layer
 
 
 def simulate(
@@ -112,10 +112,10 @@ def agreement(means: pd.DataFrame) -> pd.DataFrame:
         rank = of[list(MEASURES.values())].corr(method="spearman")
         rows.append({
             "model": model, "dataset": dataset, "profile": profile, "layers": len(of),
-            "Eq. 1 ~ elementwise": rank.loc["Eq. 1", "elementwise"],
-            "Eq. 1 ~ median": rank.loc["Eq. 1", "elementwise median"],
-            "elementwise ~ median": rank.loc["elementwise", "elementwise median"],
-            "elementwise / Eq. 1": (of["elementwise"] / of["Eq. 1"]).median(),
+            "Eq. 1 ~ mean": rank.loc["Eq. 1", "elementwise"],
+            "Eq. 1 ~ median": rank.loc["Eq. 1", "median"],
+            "mean ~ median": rank.loc["elementwise", "median"],
+            "mean / Eq. 1": (of["elementwise"] / of["Eq. 1"]).median(),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -123,15 +123,16 @@ def agreement(means: pd.DataFrame) -> pd.DataFrame:
 def effects(found: archive.Tables) -> pd.DataFrame:
     """Every comparison's effect (ratio) under each measure, and that of the published medians (elementwise values).
 
-    Columns: claim, comparison, profile, one per measure, `published figures`.
+    Columns: claim, comparison, one per measure, `published`.
     """
     parts = layerwise_claims.details(found, metrics=MEASURES).query(
         "definition != '-'"
     )  # accuracies have no definition
     wide = parts.pivot_table("effect", ["claim", "comparison", "profile"], "definition", sort=False, dropna=False)
     wide = wide.dropna(how="all").reindex(columns=list(MEASURES.values())).reset_index().rename_axis(columns=None)
+    wide = wide.drop(columns="profile")
     published = layerwise_claims.published_details()[["claim", "comparison", "effect"]]
-    return wide.merge(published.rename(columns={"effect": "published figures"}), how="left")
+    return wide.merge(published.rename(columns={"effect": "published"}), how="left")
 
 
 def verdicts(found: archive.Tables) -> pd.DataFrame:
@@ -142,7 +143,7 @@ def verdicts(found: archive.Tables) -> pd.DataFrame:
     published = (
         layerwise_claims.published_details().groupby("claim")["verdict"].agg(lambda part: claims.of_all(set(part)))
     )
-    wide["published figures"] = published
+    wide["published"] = published
     wide.insert(0, "profile", table.groupby("claim")["profile"].first())
     return wide.reset_index()
 
