@@ -212,9 +212,7 @@ def reproduce(
             known = sorted({name for known in defaults.values() for name in known})
             raise ConfigError(f"no notebook has a parameter {name!r}; known: {', '.join(known)}")
     if retrain and (there := len(archive.directories(results))):
-        print(
-            f"{there} runs are in {results} already and are not trained again; delete the folder to start from scratch"
-        )
+        print(f"runs in {results} already, not trained again: {there}; delete the folder to start from scratch")
     for path in paths:
         known = defaults[path]
         values = {name: value for name, value in shared.items() if name in known}

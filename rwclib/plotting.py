@@ -88,7 +88,7 @@ def group_lines(
     """
     rows = layers[layers["group"].isin(groups)]
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(7.2, 4), layout="constrained")
         for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
             finite = rows.assign(value=rows[metric].where(np.isfinite(rows[metric])))
             for color, group in zip(_COLORS, groups, strict=False):
@@ -112,9 +112,10 @@ def group_lines(
             _limit(axes, finite["value"], published if metric == "rwc_elementwise" else None)
             axes.set(xlabel="epoch", ylabel=LABELS[metric])
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-            axes.legend(fontsize=7, frameon=False)
+            axes.get_legend().remove()  # seaborn's
+        lines = axes.get_legend_handles_labels()  # the last panel's: those of the others and the published medians
+        figure.legend(*lines, loc="outside upper center", ncols=len(groups), frameon=False, fontsize=8, title=title)
         figure.alt = f"{title}: relative weight change by epoch, a line per layer, under both definitions"
-        figure.suptitle(title, fontsize=10)
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
 
@@ -222,7 +223,9 @@ def _limit(axes: mpl.axes.Axes, values: pd.Series, published: Mapping[str, float
     above = int((values > top).sum())
     axes.set_ylim(0, min(top, 1.05 * values.max()) if not published else top)
     if above:
-        axes.set_title(f"{above} values beyond the axis", loc="right", fontsize=7, color="0.35", pad=2)
+        axes.set_title(
+            f"{above} value{'s' * (above > 1)} beyond the axis", loc="right", fontsize=7, color="0.35", pad=2
+        )
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> Path:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from rwclib import archive, plotting
@@ -166,7 +165,7 @@ def test_an_empty_archive_gives_empty_tables_and_no_error(tmp_path):
     assert tables.layers.empty
     assert list(layerwise.draw(tables, "resnet18", "cifar10", tmp_path, "x")) == []
     assert set(layerwise_claims.scorecard(tmp_path)["verdict"]) == {"not run"}
-    assert set(layerwise.group_means(tables.layers, "resnet18")["source"]) == {"published"}
+    assert set(layerwise.group_means(tables, "resnet18")["source"]) == {"published"}
     assert layerwise.shown(tables, "resnet18").empty
 
 
@@ -281,7 +280,7 @@ def test_a_data_set_that_cannot_be_had_is_named_and_left_out(tmp_path, monkeypat
 
 
 def test_group_means_are_drawn_on_a_log_axis_with_the_published_ones():
-    means = layerwise.group_means(layerwise.tables(profile="quick").layers, "resnet18")
+    means = layerwise.group_means(layerwise.tables(profile="quick"), "resnet18")
     figure = plotting.group_means(means, title="t", caption="c")
     assert [axes.get_title() for axes in figure.axes] == [
         f"{name}\n(quick)" for name in ("CIFAR-10", "CIFAR-100", "MNIST", "Fashion-MNIST")
@@ -293,4 +292,6 @@ def test_group_means_are_drawn_on_a_log_axis_with_the_published_ones():
         for line, source in zip(lines, ("Eq. 1", "elementwise", "published"), strict=True):
             np.testing.assert_allclose(line.get_ydata().astype(float), table.loc[(dataset, source)])
     assert set(means["source"]) == {"Eq. 1", "elementwise", "published"}
-    assert isinstance(means, pd.DataFrame)
+    alexnet = layerwise.group_means(layerwise.tables(profile="quick"), "alexnet")
+    assert alexnet.loc[alexnet["dataset"] == "cifar10", "panel"].iloc[0] == "CIFAR-10\n(quick, at chance)"
+    assert list(dict.fromkeys(alexnet["group"])) == ["early", "middle", "late"]

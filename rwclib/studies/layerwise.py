@@ -272,22 +272,22 @@ def shown(found: archive.Tables, model: str) -> pd.DataFrame:
     return pd.DataFrame(result)
 
 
-def group_means(layers: pd.DataFrame, model: str) -> pd.DataFrame:
+def group_means(found: archive.Tables, model: str) -> pd.DataFrame:
     """Mean RWC per data set, group, seed and definition (epochs after the first, finite values), published medians beside.
 
     Columns: dataset, panel, profile, group, seed (-1 for published), source (`Eq. 1`, `elementwise`, `published`), value.
     """
     groups = list(dict.fromkeys(group for of, _, names in FIGURES.values() if of == model for group in names))
-    parts = []
+    layers, (_, at_chance), parts = found.layers, learned(found), []
     for dataset in dict.fromkeys(layers.loc[layers["model"] == model, "dataset"]):
         rows = best(layers, model, dataset)
         rows = rows[(rows["epoch"] > 1) & rows["group"].isin(groups)]
+        profile = rows["profile"].iloc[0]
+        shown = f"{profile}, at chance" if (profile, model, dataset) in at_chance else profile
         for metric, definition in claims.DEFINITIONS.items():
             finite = rows.assign(value=rows[metric].where(rows[metric] < float("inf")))
             mean = finite.groupby(["dataset", "profile", "group", "seed"])["value"].mean().reset_index()
-            parts.append(
-                mean.assign(source=definition, panel=f"{data.get(dataset).title}\n({rows['profile'].iloc[0]})")
-            )
+            parts.append(mean.assign(source=definition, panel=f"{data.get(dataset).title}\n({shown})"))
     medians = (
         published().query("model == @model").groupby(["dataset", "group"])["median"].mean().reset_index(name="value")
     )
