@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 TITLES = {
     "tracker": "Cost of `tracker.step()` on full-width ResNet-18, in copies of its weights",
     "training": "Training with data pipeline, tracking and checkpoints against the bare loop (quarter-width ResNet-18)",
-    "sweep": "Eight eighth-width AlexNet runs: how many times as fast two processes are",
+    "sweep": "Eight eighth-width AlexNet runs: images/s of two processes over those of each way",
 }
 ABSOLUTE = {
     "ms",

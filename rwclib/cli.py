@@ -153,8 +153,11 @@ def sweep(
             configs, results=results, data_dir=data_dir, device=device, compile=compile, jobs=jobs, time_budget=budget,
             checkpoint_seconds=checkpoint_seconds, progress=tell,
         )  # fmt: skip
+    by_message: dict[str, list[str]] = {}
     for name, message in (report.failed | report.diverged).items():
-        print(f"{name}: {message}", file=sys.stderr)
+        by_message.setdefault(message, []).append(name)
+    for message, names in by_message.items():
+        print(f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {message}", file=sys.stderr)
     print(json.dumps(asdict(report), indent=1) if as_json else report.summary())
     raise typer.Exit(0 if report.ok else 1)
 

@@ -100,7 +100,9 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
             kernel_name="python3",
             progress_bar=False,
             log_output=False,
-            extra_arguments=["--log-level=ERROR"],  # to the kernel: it would warn of its local connection each time
+            extra_arguments=[
+                "--log-level=CRITICAL"
+            ],  # of the kernel, which chats; a cell's error comes as an exception
         )
         body, _ = nbconvert.HTMLExporter().from_notebook_node(nbformat.read(result, as_version=4))
         page.write_text(body, encoding="utf-8")

@@ -129,9 +129,9 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
     panels = means.loc[means["source"] != "published", ["panel", "dataset"]].drop_duplicates()
     looks = {"Eq. 1": (_COLORS[0], "-", "o"), "elementwise": (_COLORS[1], "-", "s"), "published": ("0.35", "--", "D")}
     labels = {
-        "Eq. 1": "ours, Eq. 1",
-        "elementwise": "ours, elementwise mean",
-        "published": "published figures (elementwise)",
+        "Eq. 1": "ours, Eq. 1 (mean)",
+        "elementwise": "ours, elementwise (mean)",
+        "published": "published figures, elementwise (median)",
     }
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(1.9 * len(panels) + 1, 4), layout="constrained")

@@ -137,7 +137,7 @@ def test_a_worker_process_that_is_killed_costs_no_run(config, tmp_path):
 def test_two_sweeps_on_one_folder_finish_every_run_exactly_once(tmp_path):
     arguments = [
         "sweep", "layerwise", "--profile", "smoke", "--dataset", "fashion_mnist_sample", "--results", tmp_path, "--jobs", 1,
-        "--seed", 0, "--seed", 1, "--seed", 2, "--seed", 3, "--json", "--device", "cpu",
+        "--only", "resnet18", "--seed", 0, "--seed", 1, "--seed", 2, "--seed", 3, "--json", "--device", "cpu",
     ]  # fmt: skip
     sweeps = [command(*arguments) for _ in range(2)]
     reports = []
