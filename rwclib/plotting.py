@@ -172,8 +172,9 @@ def measures_by_size(table: pd.DataFrame, *, caption: str) -> Figure:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.subplots()
-        for color, (measure, rows) in zip(_COLORS, table.groupby("measure", sort=False), strict=False):
-            axes.plot(rows["size"], rows["median"], color=color, marker="o", ms=4, label=measure)
+        looks = zip(_COLORS, ("-", "-", ":"), "os.", strict=False)  # Eq. 1 and the median lie on one another
+        for (color, line, marker), (measure, rows) in zip(looks, table.groupby("measure", sort=False), strict=False):
+            axes.plot(rows["size"], rows["median"], line, color=color, marker=marker, ms=5, lw=2, label=measure)
             axes.fill_between(rows["size"], rows["p10"], rows["p90"], color=color, alpha=0.2, lw=0)
         axes.set(xscale="log", yscale="log", xlabel="weights in the layer", ylabel="relative change (ratio)")
         axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
