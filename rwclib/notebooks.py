@@ -100,9 +100,8 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
             kernel_name="python3",
             progress_bar=False,
             log_output=False,
-            extra_arguments=[
-                "--log-level=CRITICAL"
-            ],  # of the kernel, which chats; a cell's error comes as an exception
+            # The kernel's own chatter (of its local connection, of being stopped); a cell's error comes as an exception.
+            extra_arguments=["--log-level=CRITICAL"],
         )
         body, _ = nbconvert.HTMLExporter().from_notebook_node(nbformat.read(result, as_version=4))
         page.write_text(body, encoding="utf-8")
