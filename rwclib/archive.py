@@ -50,6 +50,11 @@ class Tables:
     epochs: pd.DataFrame
 
 
+def last_epochs(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Of the table `Tables.epochs`, the row of each run's last epoch."""
+    return epochs[epochs["epoch"] == epochs.groupby("hash")["epoch"].transform("max")] if len(epochs) else epochs
+
+
 def default_results() -> Path:
     """`data/results` of the repository, or of the working directory when the package is installed elsewhere."""
     beside = Path(__file__).parents[1] / "data" / "results"

@@ -224,8 +224,15 @@ def test_tables_print_points_and_ratios_and_name_each_data_copy_once():
             accuracy_row(0.5, -0.5).to_frame().T.assign(definition="-"),
         ]
     )
-    rows = rows.assign(text="t", reason="", data=[["D: exact"], ["D: exact"], ["E: a copy"]])
+    rows = rows.assign(
+        text="t",
+        reason="",
+        train_top1=[(50.0, 90.4)] * 2 + [(50.0, 50.4)],
+        data=[["D: exact"], ["D: exact"], ["E: a copy"]],
+    )
     for text in (claims.to_text(rows), claims.to_markdown(rows)):
         assert "1.50 [1.50, 1.50]" in text
         assert "+0.00 [-0.50, +0.50] points" in text
         assert text.count("D: exact") == 1
+        assert "50-90%" in text
+        assert "50%" in text

@@ -149,12 +149,7 @@ def learned(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, 
     """
     if found.epochs.empty:
         return found, set()
-    last = (
-        found.epochs.sort_values("epoch")
-        .groupby(["hash", "profile", "model", "dataset"])["train_top1"]
-        .last()
-        .reset_index()
-    )
+    last = archive.last_epochs(found.epochs)
     guessing = last["dataset"].map(lambda name: 100 / data.get(name).num_classes)
     bad = last[last["train_top1"] < 2 * guessing]
     kept = (table[~table["hash"].isin(bad["hash"])] for table in (found.runs, found.layers, found.epochs))
@@ -346,8 +341,7 @@ def accuracy_table(epochs: pd.DataFrame, models: list[str] | None = None) -> pd.
         columns=["model", "dataset", "published"],
     )
     if len(epochs):
-        last = epochs[epochs["epoch"] == epochs.groupby("hash")["epoch"].transform("max")]
-        means = last.groupby(["model", "dataset", "profile"], sort=False).agg(
+        means = archive.last_epochs(epochs).groupby(["model", "dataset", "profile"], sort=False).agg(
             seeds=("seed", "nunique"), epochs=("epoch", "max"), train_top1=("train_top1", "mean"),
             test_top1=("test_top1", "mean"),
         )  # fmt: skip

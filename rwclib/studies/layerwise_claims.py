@@ -128,9 +128,10 @@ def verdicts(
     models: Sequence[str] = tuple(layerwise.MODELS),
     metrics: Mapping[str, str] = claims.DEFINITIONS,
 ) -> pd.DataFrame:
-    """The scorecard of these tables, with three more columns.
+    """The scorecard of these tables, with four more columns.
 
-    `text`, the claim's sentence; `data`, a list of `title: data copy` of the runs used; `reason`, why it was not run.
+    `text`, the claim's sentence; `data`, a list of `title: data copy` of the runs used; `train_top1`, the lowest and the
+    highest training accuracy (percent) among them; `reason`, why it was not run.
     """
     table = claims.scorecard(details(found, models, metrics))
     known = {claim.id: claim for claim in claims.about(CLAIMS, models)}
@@ -138,7 +139,9 @@ def verdicts(
     table["data"] = [
         _copies(found.runs[found.runs["profile"] == row.profile], known[row.claim].runs) for row in table.itertuples()
     ]
-    _, at_chance = layerwise.learned(found)
+    judged, at_chance = layerwise.learned(found)
+    last = archive.last_epochs(judged.epochs)
+    table["train_top1"] = [_range(last, row.profile, known[row.claim].runs) for row in table.itertuples()]
     table["reason"] = [
         _reason(known[row.claim], found, at_chance) if row.verdict == "not run" else "" for row in table.itertuples()
     ]
@@ -153,6 +156,15 @@ def _reason(claim: Claim, found: archive.Tables, at_chance: set[tuple[str, str, 
     if chance:
         return "still at chance: " + ", ".join(" ".join(pair) for pair in chance)
     return "no runs at one profile for all of it"
+
+
+def _range(last: pd.DataFrame, profile: str, needed: set[tuple[str, str]]) -> tuple[float, float]:
+    """Lowest and highest training top-1 of the runs needed; NaN if there are none."""
+    if last.empty:
+        return float("nan"), float("nan")
+    of_profile = last[last["profile"] == profile].set_index(["model", "dataset"])["train_top1"]
+    used = of_profile[of_profile.index.isin(needed)]
+    return used.min(), used.max()
 
 
 def _copies(runs: pd.DataFrame, needed: set[tuple[str, str]]) -> list[str]:
