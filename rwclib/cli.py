@@ -1,4 +1,4 @@
-"""The command `rwc`: train, sweep, reproduce, claims, results, data."""
+"""The command `rwc`: train, sweep, reproduce, claims; `results` and `data` are in `cli_stores`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from rwclib.config import PROFILES
+from rwclib.cli_stores import AsJson, DataDir, Results, data_app, existing, results_app
+from rwclib.config import ENGINES, PROFILES
 from rwclib.errors import ConfigError, RwcError
 
 START = time.time()
@@ -21,26 +22,17 @@ app = typer.Typer(
     "Errors are one sentence; `--debug` anywhere shows the traceback. Exit codes: 0 ok, 1 something failed, 2 bad usage.",
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None,
 )  # fmt: skip
-results_app = typer.Typer(
-    help="Look at, check and move the archive of finished runs.", no_args_is_help=True, rich_markup_mode=None
-)
-data_app = typer.Typer(help="Image sets: what is here, and fetching them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(results_app, name="results")
 app.add_typer(data_app, name="data")
 
 _PROFILE_HELP = "; ".join(f"{name}: {what}" for name, what in PROFILES.items())
-Results = Annotated[Path | None, typer.Option(help="Archive folder [default: data/results of the repository].")]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Folder of image sets [default: $RWC_DATA_DIR, else a cache folder].")
-]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at once [default: one per core, or 2 on a GPU].")]
 TimeBudget = Annotated[
     float | None, typer.Option(min=0, help="Seconds, start-up included, after which to stop cleanly.")
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
+Engine = Annotated[str, typer.Option(help="; ".join(f"{name}: {what}" for name, what in ENGINES.items()))]
 Checkpoint = Annotated[float, typer.Option(min=0, help="Least seconds between checkpoints.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -94,7 +86,7 @@ def train(
     results: Results = None,
     data_dir: DataDir = None,
     device: Device = "auto",
-    compile: Compile = False,
+    engine: Engine = "eager",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [default: all cores].")] = None,
     time_budget: TimeBudget = None,
     checkpoint_seconds: Checkpoint = 20.0,
@@ -116,7 +108,7 @@ def train(
     base = layerwise.run_config("paper", model, dataset, seed)
     config = replace(base, study="custom", **{key: value for key, value in given.items() if value is not None})
     place = training.run(
-        config, results=results or archive.default_results(), data_dir=data_dir, device=device, compile=compile,
+        config, results=results or archive.default_results(), data_dir=data_dir, device=device, engine=engine,
         threads=threads, deadline=START + time_budget if time_budget is not None else None, checkpoint_seconds=checkpoint_seconds,
         progress=lambda values: print(progress_line(config.name, values), file=sys.stderr, flush=True),
     )  # fmt: skip
@@ -133,7 +125,7 @@ def sweep(
     results: Results = None,
     data_dir: DataDir = None,
     device: Device = "auto",
-    compile: Compile = False,
+    engine: Engine = "eager",
     jobs: Jobs = None,
     time_budget: TimeBudget = None,
     checkpoint_seconds: Checkpoint = 20.0,
@@ -150,7 +142,7 @@ def sweep(
     budget = None if time_budget is None else max(0.0, START + time_budget - time.time())
     with SweepProgress(configs) as tell:
         report = run_all(
-            configs, results=results, data_dir=data_dir, device=device, compile=compile, jobs=jobs, time_budget=budget,
+            configs, results=results, data_dir=data_dir, device=device, engine=engine, jobs=jobs, time_budget=budget,
             checkpoint_seconds=checkpoint_seconds, progress=tell,
         )  # fmt: skip
     by_message: dict[str, list[str]] = {}
@@ -196,7 +188,7 @@ def reproduce(
     if results is None:
         results = output / f"results-{profile}" if retrain else archive.default_results()
     if not retrain:
-        _existing(results)
+        existing(results)
     paths = books.find([*(only or []), *(notebooks or [])])
     if not paths:
         raise ConfigError(f"no notebooks in {books.folder()}")
@@ -263,7 +255,7 @@ def claims(
 
     if form not in ("table", "json", "md"):
         raise ConfigError(f"unknown format {form!r}; known: table, json, md")
-    folder = _existing(results or archive.default_results())
+    folder = existing(results or archive.default_results())
     table = pd.concat([studies.get(name, "claims").scorecard(folder, profile) for name in study or studies.STUDIES])
     if into:
         before, marks, rest = into.read_text().partition("<!-- claims -->")
@@ -275,110 +267,3 @@ def claims(
         print(table.to_json(orient="records", indent=1))
     else:
         print(scoring.to_markdown(table) if form == "md" else scoring.to_text(table))
-
-
-def _existing(results: Path) -> Path:
-    if not Path(results).is_dir():
-        raise ConfigError(
-            f"results folder {results} does not exist; train something first, or name another with --results"
-        )
-    return Path(results)
-
-
-@results_app.command("ls")
-def results_ls(results: Results = None, as_json: AsJson = False) -> None:
-    """List the finished runs."""
-    from rwclib import archive
-
-    rows = []
-    for place in archive.directories(_existing(results or archive.default_results())):
-        run = archive.read_dir(place)
-        last = run.epochs.iloc[-1] if len(run.epochs) else None
-        rows.append({
-            "run": f"{run.config.study}/{place.name}", "status": run.record["status"], "epochs": len(run.epochs),
-            "test_top1": None if last is None else round(float(last["test_top1"]), 2),
-            "device": run.record["provenance"]["device"],
-        })  # fmt: skip
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    else:
-        for row in rows:
-            print(
-                f"{row['run']}  {row['status']}  {row['epochs']} epochs  test top-1 {row['test_top1']}%  {row['device']}"
-            )
-        print(f"{len(rows)} runs")
-
-
-@results_app.command("verify")
-def results_verify(results: Results = None) -> None:
-    """Check every finished run against its checksums; exit code 1 if one is damaged."""
-    from rwclib import archive
-
-    folder = _existing(results or archive.default_results())
-    problems = archive.verify(folder)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    print(f"{len(archive.directories(folder)) - len(problems)} runs ok, {len(problems)} damaged")
-    raise typer.Exit(1 if problems else 0)
-
-
-@results_app.command("export")
-def results_export(
-    file: Annotated[Path, typer.Argument(help="The tar file to write (gzip).")],
-    results: Results = None,
-    study: Annotated[str | None, typer.Option(help="Only this study's runs.")] = None,
-) -> None:
-    """Write the finished runs into one tar file."""
-    from rwclib import archive
-
-    folder = _existing(results or archive.default_results())
-    count = archive.export(folder, file, lambda config: study in (None, config.study))
-    print(f"{count} runs written to {file}")
-
-
-@results_app.command("import")
-def results_import(
-    file: Annotated[Path, typer.Argument(help="A tar file that `rwc results export` wrote.")], results: Results = None
-) -> None:
-    """Take the runs of a tar file into the archive; all are checked first, and those already there are left alone."""
-    from rwclib import archive
-
-    new, known = archive.import_(file, results or archive.default_results())
-    print(f"{new} runs imported, {known} were there already")
-
-
-@data_app.command("status")
-def data_status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Which image sets are on this machine, from where, and how they differ from the official files."""
-    from rwclib import data
-
-    rows = []
-    for name in data.DATASETS:
-        file = data.path(name, data_dir)
-        row = {"name": name, "file": str(file), "here": file.exists(), "source": None, "note": None}
-        if file.exists():
-            images = data.load(name, data_dir)
-            row |= {
-                "train": len(images.y_train),
-                "test": len(images.y_test),
-                "source": images.source,
-                "note": images.note,
-            }
-        rows.append(row)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        if row["here"]:
-            print(f"{row['name']:<22}{row['train']:,} + {row['test']:,} images; {row['note']} ({row['source']})")
-        else:
-            print(f"{row['name']:<22}not here: expected {row['file']}; `rwc data fetch {row['name']}`")
-
-
-@data_app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(help="An image set.")], data_dir: DataDir = None) -> None:
-    """Download an image set through torchvision, digests checked, and keep it in the data folder."""
-    from rwclib import data
-
-    images = data.fetch(name, data_dir)
-    print(f"{name}: {len(images.y_train):,} + {len(images.y_test):,} images in {data.path(name, data_dir)}")

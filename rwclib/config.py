@@ -18,6 +18,12 @@ PROFILES = {
     "paper": "the published settings; needs a GPU",
 }
 
+ENGINES = {  # how the steps of a run are executed; no part of a RunConfig
+    "eager": "op by op",
+    "compile": "torch.compile",
+    "graph": "every step one CUDA graph, needs a GPU",
+}
+
 CHOICES = {
     "optimizer": ("sgd", "adam"),
     "normalize": ("none", "imagenet"),

@@ -261,16 +261,19 @@ class Batches:
         )
         return plan.to(self.device)
 
-    def epoch(self, plan: EpochPlan, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented batches (batch, channels, size, size) float32 and labels (batch,); the last may be smaller."""
-        for rows in plan.order.split(batch_size):
+    def epoch(self, plan: EpochPlan, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches (batch, channels, size, size) float32 and labels (batch,) from the `start`-th on.
+
+        The last may be smaller.
+        """
+        for rows in plan.order.split(batch_size)[start:]:
             yield self.batch(rows, plan.top[rows], plan.left[rows], plan.flip[rows]), self.labels[rows]
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches without augmentation, in stored order."""
+    def in_order(self, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches without augmentation, in stored order, from the `start`-th on."""
         centre = torch.full((len(self),), self.padding, device=self.device)
         flip = torch.zeros(len(self), dtype=torch.bool, device=self.device)
-        for rows in torch.arange(len(self), device=self.device).split(batch_size):
+        for rows in torch.arange(len(self), device=self.device).split(batch_size)[start:]:
             yield self.batch(rows, centre[rows], centre[rows], flip[rows]), self.labels[rows]
 
     def batch(self, rows: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:

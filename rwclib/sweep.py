@@ -54,7 +54,7 @@ def run_all(
     results: str | Path | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
-    compile: bool = False,
+    engine: str = "eager",
     jobs: int | None = None,
     executor: Executor | None = None,
     time_budget: float | None = None,
@@ -68,7 +68,7 @@ def run_all(
 
     Args:
         configs: the runs, in order of priority.
-        results, data_dir, device, compile, checkpoint_seconds: as in `rwclib.training.run`.
+        results, data_dir, device, engine, checkpoint_seconds: as in `rwclib.training.run`.
         jobs: processes at once; default `default_jobs(device)`. Ignored with an `executor`.
         executor: anything with the `concurrent.futures.Executor` interface, for example that of a Dask client; its
             workers must see the results folder and the data under the same paths.
@@ -102,7 +102,7 @@ def run_all(
             report.failed |= {config.name: str(error) for config in pending if config.dataset == name}
     pending = [config for config in pending if config.name not in report.failed]
     options = {"results": str(results), "data_dir": str(data_dir) if data_dir else None, "device": device,
-               "compile": compile, "deadline": deadline, "checkpoint_seconds": checkpoint_seconds}  # fmt: skip
+               "engine": engine, "deadline": deadline, "checkpoint_seconds": checkpoint_seconds}  # fmt: skip
     # One single-worker pool per process: a worker that dies costs its own run alone.
     jobs = min(jobs or default_jobs(device), len(pending))
     pools: list[Executor] = [executor] if executor else [_local_pool() for _ in range(jobs)]

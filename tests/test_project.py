@@ -21,8 +21,8 @@ PINS = dict(
 )
 # DESIGN: imports point down this list, never up
 ORDER = [
-    "errors", "metrics", "models", "data", "config", "tracker", "plotting", "locks", "archive", "claims", "training", "progress",
-    "sweep", "studies", "notebooks", "cli",
+    "errors", "sharding", "metrics", "models", "data", "config", "tracker", "plotting", "locks", "archive", "claims", "checkpoint", "steps", "training",
+    "progress", "sweep", "planning", "executors", "studies", "notebooks", "cli_stores", "cli",
 ]  # fmt: skip
 
 

@@ -1,0 +1,131 @@
+"""The commands `rwc results` and `rwc data`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rwclib.errors import ConfigError
+
+results_app = typer.Typer(
+    help="Look at, check and move the archive of finished runs.", no_args_is_help=True, rich_markup_mode=None
+)
+data_app = typer.Typer(help="Image sets: what is here, and fetching them.", no_args_is_help=True, rich_markup_mode=None)
+
+Results = Annotated[Path | None, typer.Option(help="Archive folder [default: data/results of the repository].")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of image sets [default: $RWC_DATA_DIR, else a cache folder].")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def existing(results: Path) -> Path:
+    """The folder itself, or `ConfigError` if there is none."""
+    if not Path(results).is_dir():
+        raise ConfigError(
+            f"results folder {results} does not exist; train something first, or name another with --results"
+        )
+    return Path(results)
+
+
+@results_app.command("ls")
+def results_ls(results: Results = None, as_json: AsJson = False) -> None:
+    """List the finished runs."""
+    from rwclib import archive
+
+    rows = []
+    for place in archive.directories(existing(results or archive.default_results())):
+        run = archive.read_dir(place)
+        last = run.epochs.iloc[-1] if len(run.epochs) else None
+        rows.append({
+            "run": f"{run.config.study}/{place.name}", "status": run.record["status"], "epochs": len(run.epochs),
+            "test_top1": None if last is None else round(float(last["test_top1"]), 2),
+            "device": run.record["provenance"]["device"],
+        })  # fmt: skip
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print(
+                f"{row['run']}  {row['status']}  {row['epochs']} epochs  test top-1 {row['test_top1']}%  {row['device']}"
+            )
+        print(f"{len(rows)} runs")
+
+
+@results_app.command("verify")
+def results_verify(results: Results = None) -> None:
+    """Check every finished run against its checksums; exit code 1 if one is damaged."""
+    from rwclib import archive
+
+    folder = existing(results or archive.default_results())
+    problems = archive.verify(folder)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{len(archive.directories(folder)) - len(problems)} runs ok, {len(problems)} damaged")
+    raise typer.Exit(1 if problems else 0)
+
+
+@results_app.command("export")
+def results_export(
+    file: Annotated[Path, typer.Argument(help="The tar file to write (gzip).")],
+    results: Results = None,
+    study: Annotated[str | None, typer.Option(help="Only this study's runs.")] = None,
+) -> None:
+    """Write the finished runs into one tar file."""
+    from rwclib import archive
+
+    folder = existing(results or archive.default_results())
+    count = archive.export(folder, file, lambda config: study in (None, config.study))
+    print(f"{count} runs written to {file}")
+
+
+@results_app.command("import")
+def results_import(
+    file: Annotated[Path, typer.Argument(help="A tar file that `rwc results export` wrote.")], results: Results = None
+) -> None:
+    """Take the runs of a tar file into the archive; all are checked first, and those already there are left alone."""
+    from rwclib import archive
+
+    new, known = archive.import_(file, results or archive.default_results())
+    print(f"{new} runs imported, {known} were there already")
+
+
+@data_app.command("status")
+def data_status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Which image sets are on this machine, from where, and how they differ from the official files."""
+    from rwclib import data
+
+    rows = []
+    for name in data.DATASETS:
+        file = data.path(name, data_dir)
+        row = {"name": name, "file": str(file), "here": file.exists(), "source": None, "note": None}
+        if file.exists():
+            images = data.load(name, data_dir)
+            row |= {
+                "train": len(images.y_train),
+                "test": len(images.y_test),
+                "source": images.source,
+                "note": images.note,
+            }
+        rows.append(row)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        if row["here"]:
+            print(f"{row['name']:<22}{row['train']:,} + {row['test']:,} images; {row['note']} ({row['source']})")
+        else:
+            print(f"{row['name']:<22}not here: expected {row['file']}; `rwc data fetch {row['name']}`")
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="An image set.")], data_dir: DataDir = None) -> None:
+    """Download an image set through torchvision, digests checked, and keep it in the data folder."""
+    from rwclib import data
+
+    images = data.fetch(name, data_dir)
+    print(f"{name}: {len(images.y_train):,} + {len(images.y_test):,} images in {data.path(name, data_dir)}")
