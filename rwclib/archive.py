@@ -181,6 +181,13 @@ def directories(results: Path) -> list[Path]:
     return sorted(place for place in found if not place.parent.name.startswith(".") and ".damaged-" not in place.name)
 
 
+def records(results: Path) -> list[tuple[RunConfig, dict]]:
+    """Config and record of every finished run, without its tables; `ArchiveError` if a `run.json` is damaged."""
+    return [
+        _record(lambda name, place=place: (place / name).read_bytes(), str(place)) for place in directories(results)
+    ]
+
+
 def load(configs: Iterable[RunConfig], results: Path, status: str | None = None) -> Tables:
     """The finished runs among `configs` as tidy tables; runs not in the archive are simply absent.
 

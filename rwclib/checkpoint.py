@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from rwclib import archive
 from rwclib.config import RunConfig
 from rwclib.tracker import RWCTracker
 
+FILE = "checkpoint.safetensors"
 EPOCH_COLUMNS = ("train_loss", "train_top1", "train_top5", "test_loss", "test_top1", "test_top5")
 
 
@@ -105,3 +106,12 @@ class State:
         self.rows = tensors["rows"].reshape(-1, len(EPOCH_COLUMNS)).tolist()
         self.epoch, self.batch, self.seconds, self.spent = (notes[k] for k in ("epoch", "batch", "seconds", "spent"))
         self.started, self.resumed = notes["started"], notes["resumed"] + 1
+
+
+def epochs_done(path: Path) -> int:
+    """Finished epochs of the run whose checkpoint this is; 0 if there is none or it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["rwclib"])["epoch"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return 0

@@ -31,21 +31,23 @@ SAMPLE = "fashion_mnist_sample"
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a set before it is read: its class in torchvision (None: bundled) and its shape."""
+    """What is known of a set before it is read: its class in torchvision (None: bundled), its shape and its size."""
 
     title: str
     torchvision: str | None
     num_classes: int
     in_channels: int
+    n_train: int
+    n_test: int
 
 
 DATASETS = {
-    "mnist": Dataset("MNIST", "MNIST", 10, 1),
-    "fashion_mnist": Dataset("Fashion-MNIST", "FashionMNIST", 10, 1),
-    "cifar10": Dataset("CIFAR-10", "CIFAR10", 10, 3),
-    "cifar100": Dataset("CIFAR-100", "CIFAR100", 100, 3),
-    "svhn": Dataset("SVHN", "SVHN", 10, 3),
-    SAMPLE: Dataset("Fashion-MNIST sample (6,000 + 1,000)", None, 10, 1),
+    "mnist": Dataset("MNIST", "MNIST", 10, 1, 60_000, 10_000),
+    "fashion_mnist": Dataset("Fashion-MNIST", "FashionMNIST", 10, 1, 60_000, 10_000),
+    "cifar10": Dataset("CIFAR-10", "CIFAR10", 10, 3, 50_000, 10_000),
+    "cifar100": Dataset("CIFAR-100", "CIFAR100", 100, 3, 50_000, 10_000),
+    "svhn": Dataset("SVHN", "SVHN", 10, 3, 73_257, 26_032),
+    SAMPLE: Dataset("Fashion-MNIST sample (6,000 + 1,000)", None, 10, 1, 6000, 1000),
 }
 
 

@@ -176,3 +176,28 @@ def alexnet(num_classes: int, in_channels: int, width: int) -> nn.Module:
         nn.Linear(hidden // 4, num_classes),
     )  # fmt: skip
     return model
+
+
+def _lenet_group(layer: str) -> str:
+    return "conv" if layer.startswith("features") else "fc"
+
+
+@network(groups=_lenet_group)
+def lenet5(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    """LeNet-5 for 32-pixel images: 5 weight tensors, 61,706 parameters at width 64, one input channel and 10 classes.
+
+    Two 5x5 convolutions of 6 and 16 channels, each with ReLU and 2x2 max-pooling, then linear layers 400-120-84-classes;
+    PyTorch's default initialisation. At another width every size is scaled by width / 64. Groups `conv` (2), `fc` (3).
+    """
+    c1, c2, hidden1, hidden2 = (max(1, round(size * width / 64)) for size in (6, 16, 120, 84))
+    model = nn.Sequential()
+    model.features = nn.Sequential(
+        nn.Conv2d(in_channels, c1, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(c1, c2, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+    )  # fmt: skip
+    model.flatten = nn.Flatten()
+    model.classifier = nn.Sequential(
+        nn.Linear(25 * c2, hidden1), nn.ReLU(inplace=True), nn.Linear(hidden1, hidden2), nn.ReLU(inplace=True),
+        nn.Linear(hidden2, num_classes),
+    )  # fmt: skip
+    return model

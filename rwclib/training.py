@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from rwclib import archive, data, models
-from rwclib.checkpoint import EPOCH_COLUMNS, State
+from rwclib.checkpoint import EPOCH_COLUMNS, FILE, State
 from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, ConfigError, DivergedError, OutOfTimeError
 from rwclib.locks import Lock
@@ -165,7 +165,7 @@ def _train(
         torch.zeros(2, 3, dtype=torch.float64, device=device), started=_now(), data_digest=images.digest(),
     )  # fmt: skip
     archive.remove_parts(results, config)
-    checkpoint = archive.cache_dir(results, config) / "checkpoint.safetensors"
+    checkpoint = archive.cache_dir(results, config) / FILE
     if checkpoint.exists():
         try:
             state.load(checkpoint, config)

@@ -60,7 +60,7 @@ def test_every_command_has_help(capsys, words):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([*TRAIN, "--model", "resnet19"], 2, "unknown model 'resnet19'; known: alexnet, resnet18, vgg19_bn"),
+        ([*TRAIN, "--model", "resnet19"], 2, "unknown model 'resnet19'; known: alexnet, lenet5, resnet18, vgg19_bn"),
         ([*TRAIN, "--dataset", "imagenet"], 2, "unknown data set 'imagenet'; known:"),
         ([*TRAIN, "--epochs", "-1"], 2, "epochs must be at least 0, not -1"),
         ([*TRAIN, "--width", "0"], 2, "width must be at least 1, not 0"),

@@ -122,6 +122,14 @@ def test_vgg_and_alexnet_have_the_published_layers(name, parameters, groups):
     assert sum(isinstance(m, nn.Dropout) and m.p == 0.5 for m in model.modules()) == (2 if name == "alexnet" else 0)
 
 
+def test_lenet5_has_61_706_parameters_in_two_convolutions_and_three_linear_layers():
+    model = models.build("lenet5", num_classes=10, in_channels=1)
+    assert sum(p.numel() for p in model.parameters()) == 61_706
+    shapes = {name: tuple(weight.shape) for name, weight in weight_tensors(model).items()}
+    assert list(shapes.values()) == [(6, 1, 5, 5), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84)]
+    assert [models.get("lenet5").group(name) for name in shapes] == ["conv", "conv", "fc", "fc", "fc"]
+
+
 def test_vgg_has_the_convolutions_of_torchvision_and_one_linear_layer():
     from torchvision.models import vgg19_bn
 
@@ -149,10 +157,10 @@ def test_vgg_is_initialised_as_in_the_release():
         assert weight.std().item() == pytest.approx((2 / (weight.shape[0] * 9)) ** 0.5, rel=0.02), name
 
 
-@pytest.mark.parametrize("name", ["vgg19_bn", "alexnet"])
+@pytest.mark.parametrize("name", ["vgg19_bn", "alexnet", "lenet5"])
 @pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("width", [8, 32])
-def test_vgg_and_alexnet_give_one_logit_per_class(name, in_channels, width):
+def test_the_other_networks_give_one_logit_per_class(name, in_channels, width):
     model = models.build(name, num_classes=100, in_channels=in_channels, width=width).eval()
     with torch.no_grad():
         assert model(torch.randn(2, in_channels, 32, 32)).shape == (2, 100)

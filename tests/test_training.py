@@ -232,7 +232,7 @@ def test_a_gpu_run_agrees_with_the_cpu(config, tmp_path, engine):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "resnet19"}, "unknown model 'resnet19'; known: alexnet, resnet18, vgg19_bn"),
+        ({"model": "resnet19"}, "unknown model 'resnet19'; known: alexnet, lenet5, resnet18, vgg19_bn"),
         ({"dataset": "imagenet"}, "unknown data set 'imagenet'; known: mnist"),
         ({"n_train": 6001}, "n_train is 6001, but fashion_mnist_sample has 6000 train images"),
         ({"normalize": "imagenet"}, "needs colour images"),

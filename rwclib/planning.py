@@ -1,0 +1,98 @@
+"""How long runs will take, judged by those in the archive, and the order in which to train them."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rwclib import archive, checkpoint, data, models
+from rwclib.config import RunConfig
+from rwclib.errors import ConfigError
+
+PRIORITIES = {
+    "seeds": "every model and data set gets its first seed before any gets its second",
+    "shortest": "the same, and the shortest runs first among equals",
+    "longest": "the same, and the longest first: least idle time at the end",
+}
+_BACKWARD = 2  # costs twice what the forward pass does
+
+
+@cache
+def forward_flops(model: str, dataset: str, width: int, image_size: int) -> int:
+    """Floating-point operations of one image's forward pass; convolutions and matrix products, as PyTorch counts them."""
+    known = data.get(dataset)
+    with torch.device("meta"):
+        network = models.build(model, num_classes=known.num_classes, in_channels=known.in_channels, width=width).eval()
+        images = torch.empty(1, known.in_channels, image_size, image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    return counter.get_total_flops()
+
+
+def work(config: RunConfig) -> float:
+    """Floating-point operations of a run, training and evaluation; of the official sets' sizes where it uses all images."""
+    known = data.get(config.dataset)
+    n_train, n_test = config.n_train or known.n_train, config.n_test or known.n_test
+    images = (1 + _BACKWARD) * n_train + n_test
+    return float(forward_flops(config.model, config.dataset, config.width, config.image_size)) * images * config.epochs
+
+
+def order(configs: Iterable[RunConfig], priority: str = "seeds") -> list[RunConfig]:
+    """The runs in the order of a name in `PRIORITIES`; otherwise they stay as they were. `ConfigError` for other names."""
+    if priority not in PRIORITIES:
+        raise ConfigError(f"unknown priority {priority!r}; known: {', '.join(PRIORITIES)}")
+    seen: Counter = Counter()
+    keys = {}
+    for config in configs:
+        pair = config.study, config.model, config.dataset
+        keys[config] = seen[pair], {"seeds": 0.0, "shortest": 1.0, "longest": -1.0}[priority]
+        seen[pair] += 1
+    return sorted(keys, key=lambda config: (keys[config][0], keys[config][1] and keys[config][1] * work(config)))
+
+
+def rates(results: str | Path) -> dict[tuple[str, str], float]:
+    """Median speed of the archive's finished runs, floating-point operations per second, by (model, device)."""
+    found = defaultdict(list)
+    for config, record in archive.records(Path(results)):
+        known = record["provenance"]
+        if known["train_and_test_seconds"] and config.model in models.MODELS:
+            found[config.model, known["device"]].append(work(config) / known["train_and_test_seconds"])
+    return {key: median(values) for key, values in found.items()}
+
+
+def seconds(config: RunConfig, speeds: Mapping[tuple[str, str], float], device: str) -> float | None:
+    """Expected seconds of a run on `device` (as provenance names it): by its model's speed, else by the median of others.
+
+    None if nothing has been trained on such a device yet.
+    """
+    of_device = [speed for (_, on), speed in speeds.items() if on == device]
+    if not of_device:
+        return None
+    return work(config) / speeds.get((config.model, device), median(of_device))
+
+
+def seconds_left(configs: Iterable[RunConfig], results: str | Path, device: str) -> list[float] | None:
+    """Expected seconds of each unfinished run, less what its checkpoint holds; None if no speed is known."""
+    speeds, found = rates(results), []
+    for config in configs:
+        expected = seconds(config, speeds, device)
+        if expected is None:
+            return None
+        done = checkpoint.epochs_done(archive.cache_dir(Path(results), config) / checkpoint.FILE)
+        found.append(expected * (1 - done / max(1, config.epochs)))
+    return found
+
+
+def makespan(durations: Sequence[float], workers: int) -> float:
+    """Seconds until the last run ends when each worker takes the next run of the list as it becomes free."""
+    free = [0.0] * workers
+    for duration in durations:
+        heapq.heapreplace(free, free[0] + duration)
+    return max(free)
