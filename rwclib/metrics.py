@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rwclib import sharding
+
 METRICS = ("rwc", "rwc_elementwise", "rwc_median", "l2_ratio", "cosine", "l1_norm", "l2_norm")
 MEDIAN_SAMPLE = 4096
 _CHUNK = 65_536
@@ -79,18 +81,22 @@ def measure(
 
     Args:
         current, previous: one weight tensor per layer, shapes and devices equal in pairs; arithmetic is in float32.
+            Of sharded ones (`DTensor`, placements equal in pairs) every rank reads its own part, and all ranks must call.
         previous_norms: (layers, 2) L1 and L2 norms of `previous` if known, which saves a pass over it.
         update: also copy `current` into `previous`, which must then have the same strides.
 
     Returns:
-        (layers, 7) float64 on the CPU, columns as in `METRICS`; the only copy from the device to the host.
+        (layers, 7) float64 on the CPU, columns as in `METRICS`; the only copy from the device to the host. Of whole
+        tensors also where they are sharded, and the same on every rank.
     """
-    rows = [_sums(w, p, previous_norms is None, update) for w, p in zip(current, previous, strict=True)]
-    if not rows:
+    parts = [_sums(w, p, previous_norms is None, update) for w, p in zip(current, previous, strict=True)]
+    if not parts:
         return torch.empty(0, len(METRICS), dtype=torch.float64)
-    d1, d2, e1, w1, w2, dot, p1, p2, median, sizes = (
+    rows = [torch.cat([sums, sample.median().double()[None]]) for sums, sample in sharding.all_reduce(current, parts)]
+    d1, d2, e1, w1, w2, dot, p1, p2, median = (
         torch.stack([row.to(rows[0].device) for row in rows]).cpu().double().unbind(1)
     )
+    sizes = torch.tensor([w.numel() for w in current], dtype=torch.float64)
     w2, d2 = w2.sqrt(), d2.sqrt()
     p1, p2 = (p1, p2.sqrt()) if previous_norms is None else previous_norms.unbind(1)
     finite = 0 * (d1 + w1)  # NaN where a weight is not finite
@@ -101,20 +107,31 @@ def measure(
     return metrics
 
 
-def _sums(current: Tensor, previous: Tensor, with_previous: bool, update: bool) -> Tensor:
-    """The ten sums of one layer that its metrics follow from: (10,) float64 on its device."""
+def _sums(current: Tensor, previous: Tensor, with_previous: bool, update: bool) -> tuple[Tensor, Tensor]:
+    """What one layer's metrics follow from: eight sums, float64, and sampled relative changes, float32.
+
+    Both on its device, and of a sharded layer this rank's share (of the sample 0 where another rank has the element).
+    """
     channels_last = current.dim() == 4 and current.is_contiguous(memory_format=torch.channels_last)
-    w, p = _flat(current, channels_last).float(), _flat(previous, channels_last).float()
-    every = max(1, -(-w.numel() // MEDIAN_SAMPLE))
-    while math.gcd(every, w.numel()) > 1:  # else it may meet the same kernel tap or channel again and again
+    size = current.numel()
+    every = max(1, -(-size // MEDIAN_SAMPLE))
+    while math.gcd(every, size) > 1:  # else it may meet the same kernel tap or channel again and again
         every += 1
-    sample, before = w[::every], p[::every]
-    median = _relative((sample - before).abs_(), before).median()
+    whole, current, previous = current, sharding.local(current), sharding.local(previous)
+    w, p = _flat(current, channels_last).float(), _flat(previous, channels_last).float()
+    if sharding.is_sharded(whole):
+        order = (0, 2, 3, 1) if channels_last else range(whole.dim())
+        slots, places = sharding.positions(whole, every, order)
+        sample = w.new_zeros(-(-size // every))
+        sample[slots] = _relative((w[places] - p[places]).abs_(), p[places])
+    else:
+        before = p[::every]
+        sample = _relative((w[::every] - before).abs_(), before)
     in_place = update and w.device.type == "cpu" and p.data_ptr() == previous.data_ptr()
     sums = _sums_on_cpu(w, p, with_previous, in_place) if w.device.type == "cpu" else _sums_on_device(w, p)
     if update and not in_place:
         previous.copy_(current)
-    return torch.cat([sums, torch.stack([median.double(), sums.new_tensor(w.numel())])])
+    return sums, sample
 
 
 def _flat(tensor: Tensor, channels_last: bool) -> Tensor:

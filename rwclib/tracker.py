@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from rwclib import sharding
 from rwclib.errors import ConfigError
 from rwclib.metrics import METRICS, measure
 
@@ -55,6 +56,11 @@ class RWCTracker:
     A layer is a parameter tensor with more than one dimension. No hooks are used: parameters are looked up by name at
     each step, so the tracker survives `torch.compile`, wrappers, `model.to(...)` and in-place changes.
 
+    Under `DistributedDataParallel` rank 0 alone tracks, without communication; on the other ranks the tracker holds no
+    weights, and its steps and tables are empty. Of a model that `fully_shard` (FSDP2) has sharded every rank keeps and
+    measures its own shards and gets the numbers of the whole tensors: all ranks must make the tracker, take its steps
+    and load its state together.
+
     Args:
         model: the model in training.
         layers: which layers, as in `weight_tensors`; a predicate may also admit vectors.
@@ -76,8 +82,12 @@ class RWCTracker:
             raise ConfigError(f"offload must be None or 'cpu', not {offload!r}")
         self._model, self._filter, self._offload = model, layers, offload
         self._reference: dict[str, Tensor] = {}
-        for name, weight in weight_tensors(model, layers).items():
-            self._reference[name] = weight.detach().clone().to(offload or weight.device)
+        self._idle = sharding.is_replica(model)
+        weights = self._weights()
+        self._names = list(weights)
+        for name, weight in weights.items():
+            if not self._idle:
+                self._reference[name] = weight.detach().clone().to(offload or weight.device)
         self._norms = self._reference_norms()
         self._history: list[Tensor] = []
         self._warned = False
@@ -85,7 +95,11 @@ class RWCTracker:
     @property
     def layers(self) -> list[str]:
         """Names of the layers, in network order."""
-        return list(self._reference)
+        return list(self._names)
+
+    def _weights(self) -> dict[str, nn.Parameter]:
+        sharding.reshard(self._model)
+        return weight_tensors(self._model, self._filter)
 
     def _reference_norms(self) -> Tensor:
         weights = list(self._reference.values())
@@ -96,9 +110,11 @@ class RWCTracker:
 
         Returns:
             `rwc` (ratio) by layer name; NaN, with one warning, for a layer whose weights were all zero, and NaN for one
-            whose weights are not finite.
+            whose weights are not finite. Empty on the ranks of a DDP model other than 0.
         """
-        weights = weight_tensors(self._model, self._filter)
+        if self._idle:
+            return {}
+        weights = self._weights()
         if list(weights) != self.layers:
             gone = set(self.layers) ^ set(weights)
             raise ConfigError(f"the model's layers changed since the tracker was made: {', '.join(sorted(gone))}")
@@ -108,8 +124,8 @@ class RWCTracker:
             if self._offload:
                 weight = weight.to(self._offload)
             reference = self._reference[name]
-            if (reference.device, reference.stride()) != (weight.device, weight.stride()):
-                self._reference[name] = torch.empty_like(weight).copy_(reference)
+            if sharding.layout(reference) != sharding.layout(weight):
+                self._reference[name] = sharding.copy_(torch.empty_like(weight), reference)
             current.append(weight)
         zero = self._norms[:, 0] == 0
         metrics = measure(current, list(self._reference.values()), previous_norms=self._norms, update=True)
@@ -125,7 +141,7 @@ class RWCTracker:
 
     def history(self) -> Tensor:
         """(steps, layers, metrics) float64 on the CPU; metrics in the order of `rwclib.metrics.METRICS`."""
-        empty = torch.empty(0, len(self._reference), len(METRICS), dtype=torch.float64)
+        empty = torch.empty(0, len(self._names), len(METRICS), dtype=torch.float64)
         return torch.stack(self._history) if self._history else empty
 
     def table(self) -> pd.DataFrame:
@@ -148,12 +164,22 @@ class RWCTracker:
         return layer_lines(self.table(), metric)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors only: `history`, and `reference.<layer>` for every layer; save it before the next step changes them."""
+        """Tensors only: `history`, and `reference.<layer>` for every layer; save it before the next step changes them.
+
+        References of sharded layers are `DTensor`s, for `torch.distributed.checkpoint`; to load, hand it a state whose
+        `history` has the saved number of steps. A rank of a DDP model other than 0 has an empty history alone.
+        """
         references = {f"reference.{name}": weights.contiguous() for name, weights in self._reference.items()}
         return {"history": self.history(), **references}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the history and the reference weights that `state_dict` gave; `ConfigError` if layers differ."""
+        """Take up the history and the reference weights that `state_dict` gave; `ConfigError` if layers differ.
+
+        References may be whole where the model is sharded and sharded where it is not. A rank of a DDP model other than
+        0 takes nothing up.
+        """
+        if self._idle:
+            return
         names = [key.removeprefix("reference.") for key in state if key.startswith("reference.")]
         if set(names) != set(self.layers):
             differing = ", ".join(sorted(set(names) ^ set(self.layers)))
@@ -164,6 +190,6 @@ class RWCTracker:
         if wrong:
             raise ConfigError(f"the saved state has other shapes than the tracker's layers {', '.join(wrong)}")
         for name, reference in self._reference.items():
-            reference.copy_(state[f"reference.{name}"])
+            sharding.copy_(reference, state[f"reference.{name}"])
         self._history = list(state["history"].cpu().unbind(0))
         self._norms = self._reference_norms()
