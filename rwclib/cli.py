@@ -25,6 +25,10 @@ app = typer.Typer(
 app.add_typer(results_app, name="results")
 app.add_typer(data_app, name="data")
 
+_PRIORITY_HELP = (
+    "seeds: every model and data set gets its first seed before any gets its second; shortest, longest: the same, and the "
+    "shortest or longest runs first among equals."
+)
 _PROFILE_HELP = "; ".join(f"{name}: {what}" for name, what in PROFILES.items())
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at once [default: one per core, or 2 on a GPU].")]
@@ -93,7 +97,8 @@ def train(
 ) -> None:
     """Train one run, resuming it where it stopped; the last line printed is its directory.
 
-    What is not given is as in study 1 (its learning rate, weight decay, batch size and augmentation; 150 epochs).
+    What is not given is as in study 1 (its learning rate, weight decay, batch size and augmentation; 150 epochs), for a
+    network that study 1 does not have with learning rate 0.01 and weight decay 1e-4.
     """
     from rwclib import archive, data, models, training
     from rwclib.progress import progress_line
@@ -105,7 +110,9 @@ def train(
         "weight_decay": weight_decay, "batch_size": batch_size, "optimizer": optimizer, "crop_padding": crop_padding,
         "flip": flip, "normalize": normalize, "shuffle": shuffle, "precision": precision,
     }  # fmt: skip
-    base = layerwise.run_config("paper", model, dataset, seed)
+    base = layerwise.run_config("paper", model if model in layerwise.MODELS else "resnet18", dataset, seed)
+    if model not in layerwise.MODELS:
+        base = replace(base, model=model, lr=0.01)
     config = replace(base, study="custom", **{key: value for key, value in given.items() if value is not None})
     place = training.run(
         config, results=results or archive.default_results(), data_dir=data_dir, device=device, engine=engine,
@@ -127,23 +134,51 @@ def sweep(
     device: Device = "auto",
     engine: Engine = "eager",
     jobs: Jobs = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where to train. local: processes of this machine; dask: workers of a Dask cluster; slurm: Slurm jobs, "
+            "submitted from here. All machines must share the results folder and the data."
+        ),
+    ] = "local",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="With dask: tcp://host:8786 of a running scheduler [default: --jobs workers on this machine]."
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="With slurm; repeat for more: partition=gpu, gpus_per_node=1, mem_gb=16, timeout_min=240, ...; a job at its "
+            "time limit is queued again. cluster=local tries it on this machine without Slurm.",
+        ),
+    ] = None,
+    priority: Annotated[str, typer.Option(help="Order of the runs. " + _PRIORITY_HELP)] = "seeds",
+    chunk: Annotated[int, typer.Option(min=1, help="Runs per job, one after the other.")] = 1,
     time_budget: TimeBudget = None,
     checkpoint_seconds: Checkpoint = 20.0,
     as_json: AsJson = False,
 ) -> None:
-    """Train all runs of a study at a profile that the archive does not have yet."""
+    """Train all runs of a study at a profile that the archive does not have yet.
+
+    Several machines: --executor dask or slurm, after pip install 'rwclib[cluster]'.
+    """
     from dataclasses import asdict
 
-    from rwclib import studies
+    from rwclib import archive, planning, studies
+    from rwclib.executors import open_executor
     from rwclib.progress import SweepProgress
     from rwclib.sweep import run_all
 
-    configs = studies.get(study).runs(profile, models=only, datasets=dataset, seeds=seed)
+    configs = planning.order(studies.get(study).runs(profile, models=only, datasets=dataset, seeds=seed), priority)
     budget = None if time_budget is None else max(0.0, START + time_budget - time.time())
-    with SweepProgress(configs) as tell:
+    opened = open_executor(executor, results=results, jobs=jobs, device=device, scheduler=scheduler, slurm=slurm or [])
+    with opened as (pool, at_once), SweepProgress(configs) as tell:
         report = run_all(
-            configs, results=results, data_dir=data_dir, device=device, engine=engine, jobs=jobs, time_budget=budget,
-            checkpoint_seconds=checkpoint_seconds, progress=tell,
+            configs, results=results, data_dir=data_dir, device=device, engine=engine, jobs=at_once, executor=pool, chunk=chunk,
+            time_budget=budget, checkpoint_seconds=checkpoint_seconds, progress=tell,
         )  # fmt: skip
     by_message: dict[str, list[str]] = {}
     for name, message in (report.failed | report.diverged).items():
@@ -151,6 +186,10 @@ def sweep(
     for message, names in by_message.items():
         print(f"{names[0] if len(names) == 1 else f'{len(names)} runs'}: {message}", file=sys.stderr)
     print(json.dumps(asdict(report), indent=1) if as_json else report.summary())
+    if report.left:
+        left = [config for config in configs if config.name in report.left]
+        folder = results or archive.default_results()
+        print(planning.outlook(left, folder, device, jobs), file=sys.stderr)
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -267,3 +306,22 @@ def claims(
         print(table.to_json(orient="records", indent=1))
     else:
         print(scoring.to_markdown(table) if form == "md" else scoring.to_text(table))
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="tracker, training, sweep, scheduling or gpu.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Toy size: shows that it runs, measures nothing.")] = False,
+    into: Annotated[Path | None, typer.Option("--json", help="Write the environment and the rows here too.")] = None,
+) -> None:
+    """Run one of the repository's benchmarks: a table of ours beside the alternative."""
+    import subprocess
+
+    folder = Path(__file__).parents[1] / "benchmarks"
+    known = sorted(file.stem for file in folder.glob("[a-z]*.py") if file.stem != "readme")
+    if not known:
+        raise ConfigError("the benchmarks come with the repository, not with the package; call this from a clone")
+    if name not in known:
+        raise ConfigError(f"unknown benchmark {name!r}; known: {', '.join(known)}")
+    words = ["--quick"] * quick + (["--json", str(into)] if into else [])
+    raise typer.Exit(subprocess.run([sys.executable, folder / f"{name}.py", *words]).returncode)

@@ -12,9 +12,10 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rwclib import archive, checkpoint, data, models
+from rwclib import archive, checkpoint, data, models, training
 from rwclib.config import RunConfig
 from rwclib.errors import ConfigError
+from rwclib.sweep import default_jobs
 
 PRIORITIES = {
     "seeds": "every model and data set gets its first seed before any gets its second",
@@ -88,6 +89,17 @@ def seconds_left(configs: Iterable[RunConfig], results: str | Path, device: str)
         done = checkpoint.epochs_done(archive.cache_dir(Path(results), config) / checkpoint.FILE)
         found.append(expected * (1 - done / max(1, config.epochs)))
     return found
+
+
+def outlook(configs: Sequence[RunConfig], results: str | Path, device: str, jobs: int | None) -> str:
+    """What is left of a sweep, in one sentence: the number of runs and, if a speed is known, about how long they take."""
+    chosen = training.resolve_device(device)
+    times, at_once = seconds_left(configs, results, training.device_name(chosen)), jobs or default_jobs(device)
+    if times is None:
+        return f"left: {len(configs)} runs; nothing is known yet of this device's speed"
+    minutes = makespan(times, at_once) / 60
+    about = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    return f"left: {len(configs)} runs, about {about} with {at_once} at once"
 
 
 def makespan(durations: Sequence[float], workers: int) -> float:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +25,7 @@ from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, DataError, DivergedError, OutOfTimeError, RunLockedError, RwcError
 
 _POLL = 0.5  # seconds between looks at progress and at other processes' locks
+_GRACE = 10.0  # seconds that runs have at the end of a time budget for their batch and checkpoint
 _ATTEMPTS = 3  # of a run whose worker process dies
 
 
@@ -25,7 +35,7 @@ class Report:
 
     already: list[str] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
-    elsewhere: list[str] = field(default_factory=list)  # finished by another process meanwhile
+    elsewhere: list[str] = field(default_factory=list)  # finished by another process, or by one that then died
     diverged: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)  # out of time
@@ -34,6 +44,19 @@ class Report:
     def ok(self) -> bool:
         """Whether no run failed. Diverged runs are results; runs left over by a time budget go on next time."""
         return not self.failed
+
+    def enter(self, name: str, outcome: bool | Exception) -> None:
+        """Note how a run has ended: whether it was trained, or the exception that stopped it."""
+        if isinstance(outcome, bool):
+            (self.trained if outcome else self.elsewhere).append(name)
+        elif isinstance(outcome, OutOfTimeError):
+            self.left.append(name)
+        elif isinstance(outcome, BrokenExecutor):
+            log = f"; {outcome}" if type(outcome) is BrokenExecutor and str(outcome) else ""
+            self.failed[name] = f"its worker process died {_ATTEMPTS} times (out of memory?){log}"
+        else:
+            kind = self.diverged if isinstance(outcome, DivergedError) else self.failed
+            kind[name] = str(outcome) if isinstance(outcome, RwcError) else f"{type(outcome).__name__}: {outcome}"
 
     def summary(self) -> str:
         counts = {
@@ -55,8 +78,9 @@ def run_all(
     data_dir: str | Path | None = None,
     device: str = "auto",
     engine: str = "eager",
-    jobs: int | None = None,
+    jobs: int | Callable[[], int] | None = None,
     executor: Executor | None = None,
+    chunk: int = 1,
     time_budget: float | None = None,
     checkpoint_seconds: float = training.CHECKPOINT_SECONDS,
     progress: Callable[[str, dict], None] | None = None,
@@ -64,15 +88,20 @@ def run_all(
     """Bring every run into the archive; runs that are there already are left alone.
 
     A run that fails or diverges is reported at the end while the others go on. A run that another process is working on
-    is waited for, and taken over if that process dies.
+    is waited for, and taken over if that process dies. A run whose worker dies is started again, on its own, two times.
 
     Args:
         configs: the runs, in order of priority.
         results, data_dir, device, engine, checkpoint_seconds: as in `rwclib.training.run`.
-        jobs: processes at once; default `default_jobs(device)`. Ignored with an `executor`.
-        executor: anything with the `concurrent.futures.Executor` interface, for example that of a Dask client; its
-            workers must see the results folder and the data under the same paths.
-        time_budget: seconds after which every run stops at the end of its epoch, with a checkpoint.
+        jobs: processes at once; default `default_jobs(device)`. With an `executor`, how many jobs it holds at once, or a
+            function that says so now and then; default as many as there are.
+        executor: anything with the `concurrent.futures.Executor` interface, for example
+            `distributed.Client(...).get_executor(pure=False)` or what `rwclib.executors` opens; its workers must see the
+            results folder and the data under the same paths.
+        chunk: runs per job, worked off one after the other.
+        time_budget: seconds after which every run stops at the end of a batch, with a checkpoint, and jobs that have not
+            begun are cancelled. Local processes that do not get there in ten more seconds (one very long batch) are ended,
+            and go on from their last checkpoint next time.
         progress: called now and then with a run's name and the dict that `training.run` reports, and with an empty dict
             when the run ends.
 
@@ -85,76 +114,83 @@ def run_all(
     deadline = time.time() + time_budget if time_budget is not None else None
     for config in configs:
         training.check(config)
-    training.resolve_device(device)
-    report, pending = Report(), []
+    if executor is None:  # else the workers' devices count, not this machine's
+        training.resolve_device(device)
+    report, missing = Report(), []
     for config in configs:
-        if archive.is_finished(results, config) and not _damaged(results, config):
+        if _finished(results, config):
             report.already.append(config.name)
         else:
-            pending.append(config)
-    if not pending:
+            missing.append(config)
+    if not missing:
         return report
     _check_writable(results)
-    for name in dict.fromkeys(config.dataset for config in pending):  # once, before several workers try
+    for name in dict.fromkeys(config.dataset for config in missing):  # once, before several workers try
         try:
             data.load(name, data_dir)
         except DataError as error:
-            report.failed |= {config.name: str(error) for config in pending if config.dataset == name}
-    pending = [config for config in pending if config.name not in report.failed]
-    options = {"results": str(results), "data_dir": str(data_dir) if data_dir else None, "device": device,
+            report.failed |= {config.name: str(error) for config in missing if config.dataset == name}
+    missing = [config for config in missing if config.name not in report.failed]
+    waiting = [missing[first : first + chunk] for first in range(0, len(missing), chunk)]
+    options = {"results": str(results), "data_dir": str(data.folder(data_dir).absolute()), "device": device,
                "engine": engine, "deadline": deadline, "checkpoint_seconds": checkpoint_seconds}  # fmt: skip
-    # One single-worker pool per process: a worker that dies costs its own run alone.
-    jobs = min(jobs or default_jobs(device), len(pending))
-    pools: list[Executor] = [executor] if executor else [_local_pool() for _ in range(jobs)]
-    attempts: dict[RunConfig, int] = {}
-    futures: dict[Future, tuple[RunConfig, int]] = {}
+    # One single-worker pool per process: a worker that dies costs its own runs alone.
+    pools = [executor] if executor else [_local_pool() for _ in range(min(jobs or default_jobs(device), len(waiting)))]
+    futures: dict[Future, tuple[list[RunConfig], int]] = {}
+    deaths: dict[RunConfig, int] = {}
     seen: dict[str, float] = {}
     try:
-        while pending or futures:
+        while waiting or futures:
             if deadline is not None and time.time() > deadline:
-                report.left += [config.name for config in pending]
-                pending = []
-            for config in list(pending):
-                idle = set(range(len(pools))) - ({slot for _, slot in futures.values()} if executor is None else set())
+                for future, (batch, _) in list(futures.items()):
+                    if not any(_owner(results, config) for config in batch) and future.cancel():
+                        del futures[future]
+                        waiting.append(batch)
+                for config in (config for batch in waiting for config in batch):
+                    report.enter(config.name, False if _finished(results, config) else OutOfTimeError())
+                waiting = []
+            if deadline is not None and time.time() > deadline + _GRACE and executor is None:
+                for pool in pools:
+                    _terminate(pool)
+            if executor is None:
+                idle = sorted(set(range(len(pools))) - {slot for _, slot in futures.values()})
+            else:
+                most = jobs() if callable(jobs) else jobs or len(waiting) + len(futures)
+                idle = [0] * (most - len(futures))
+            for batch in list(waiting):
                 if not idle:
                     break
-                if locks.live_owner(archive.lock_path(results, config)) and not archive.is_finished(results, config):
+                if all(_owner(results, config) and not archive.is_finished(results, config) for config in batch):
                     continue  # another process is at it; look again
-                pending.remove(config)
-                attempts[config] = attempts.get(config, 0) + 1
-                slot = min(idle)
-                futures[pools[slot].submit(_work, config, options)] = config, slot
+                waiting.remove(batch)
+                slot = idle.pop(0)
+                futures[_submit(pools[slot], batch, options)] = batch, slot
             done, _ = wait(futures, timeout=_POLL, return_when=FIRST_COMPLETED)
-            if not futures and pending:
+            if not futures and waiting:
                 time.sleep(_POLL)
             for future in done:
-                config, slot = futures.pop(future)
-                try:
-                    (report.trained if future.result() else report.elsewhere).append(config.name)
-                except RunLockedError:
-                    pending.append(config)
-                except OutOfTimeError:
-                    report.left.append(config.name)
-                except DivergedError as error:
-                    report.diverged[config.name] = str(error)
-                except BrokenExecutor:
-                    if executor is None:
-                        pools[slot] = _local_pool()
-                    if executor is None and attempts[config] < _ATTEMPTS:
-                        pending.append(config)
+                batch, slot = futures.pop(future)
+                outcomes = _outcomes(future, len(batch))
+                if executor is None and isinstance(outcomes[0], BrokenExecutor):
+                    pools[slot] = _local_pool()
+                for config, outcome in zip(batch, outcomes, strict=True):
+                    dead = isinstance(outcome, BrokenExecutor)
+                    deaths[config] = deaths.get(config, 0) + dead
+                    if dead and _finished(results, config):
+                        report.enter(config.name, False)
+                    elif dead and deadline is not None and time.time() > deadline:
+                        report.enter(config.name, OutOfTimeError())
+                    elif isinstance(outcome, RunLockedError) or (dead and deaths[config] < _ATTEMPTS):
+                        waiting.append([config])
                     else:
-                        report.failed[config.name] = (
-                            f"its worker process died {attempts[config]} times (out of memory?)"
-                        )
-                except RwcError as error:
-                    report.failed[config.name] = str(error)
-                except Exception as error:  # a run's failure must not end the sweep
-                    report.failed[config.name] = f"{type(error).__name__}: {error}"
-                if progress:
-                    progress(config.name, {})
+                        report.enter(config.name, outcome)
+                    if progress:
+                        progress(config.name, {})
             if progress:
-                _look(results, [config for config, _ in futures.values()], seen, progress)
+                _look(results, {config.name for batch, _ in futures.values() for config in batch}, seen, progress)
     except BaseException:
+        for future in futures:
+            future.cancel()
         if executor is None:
             for pool in pools:
                 _terminate(pool)
@@ -166,12 +202,12 @@ def run_all(
     return report
 
 
-def _damaged(results: Path, config: RunConfig) -> bool:
+def _finished(results: Path, config: RunConfig) -> bool:
+    """Whether the run is in the archive, undamaged."""
     try:
-        archive.read(results, config)
+        return archive.is_finished(results, config) and bool(archive.read(results, config))
     except ArchiveError:
-        return True
-    return False
+        return False
 
 
 def _check_writable(results: Path) -> None:
@@ -201,10 +237,52 @@ def _terminate(pool: ProcessPoolExecutor) -> None:
         process.terminate()
 
 
-def _work(config: RunConfig, options: dict) -> bool:
-    """Train one run in a worker; False if another process had finished it."""
+def _submit(executor: Executor, batch: list[RunConfig], options: dict) -> Future:
+    try:
+        return executor.submit(_work, batch, options)
+    except BrokenExecutor as error:
+        future: Future = Future()
+        future.set_exception(error)
+        return future
+
+
+def _outcomes(future: Future, count: int) -> list[bool | Exception]:
+    """What became of each run of a job: as `_work` says, or `BrokenExecutor` if its worker died or was lost."""
+    try:
+        return future.result()
+    except CancelledError:  # not by the sweep: Dask's client does so when it loses its scheduler
+        return [BrokenExecutor()] * count
+    except Exception as error:  # a run's failure must not end the sweep
+        dead = type(error).__name__ == "KilledWorker"  # Dask's, which need not be installed
+        return [BrokenExecutor() if dead else error] * count
+
+
+def _owner(results: Path, config: RunConfig) -> str | None:
+    return locks.live_owner(archive.lock_path(results, config))
+
+
+def _work(batch: list[RunConfig], options: dict) -> list[bool | RwcError]:
+    """Train runs in a worker, one after the other: True, or False if another process had finished it, or its error."""
     results = Path(options["results"])
-    if archive.is_finished(results, config) and not _damaged(results, config):
+    if not results.is_dir():
+        raise ArchiveError(
+            f"results folder {results} is not there on {socket.gethostname()}; choose a folder that all machines share"
+        )
+    outcomes: list[bool | RwcError] = []
+    for config in batch:
+        try:
+            if outcomes and options["deadline"] and time.time() > options["deadline"]:
+                raise OutOfTimeError(f"{config.name} has not begun; call again")
+            outcomes.append(_train(config, results, options))
+        except RwcError as error:
+            outcomes.append(error)
+        except Exception as error:  # others may not survive the way back
+            outcomes.append(RwcError(f"{type(error).__name__}: {error}"))
+    return outcomes
+
+
+def _train(config: RunConfig, results: Path, options: dict) -> bool:
+    if _finished(results, config):
         return False
     note = _progress_file(results, config)
 
@@ -225,15 +303,13 @@ def _progress_file(results: Path, config: RunConfig) -> Path:
     return results / ".cache" / f"{config.name}.progress.json"
 
 
-def _look(
-    results: Path, running: Iterable[RunConfig], seen: dict[str, float], tell: Callable[[str, dict], None]
-) -> None:
-    for config in running:
-        file = _progress_file(results, config)
+def _look(results: Path, running: set[str], seen: dict[str, float], tell: Callable[[str, dict], None]) -> None:
+    for file in (results / ".cache").glob("*.progress.json"):
+        name = file.name.removesuffix(".progress.json")
         try:
             changed = file.stat().st_mtime
-            if seen.get(config.name) != changed:
-                seen[config.name] = changed
-                tell(config.name, json.loads(file.read_text()))
+            if name in running and seen.get(name) != changed:
+                seen[name] = changed
+                tell(name, json.loads(file.read_text()))
         except (OSError, ValueError):
             continue

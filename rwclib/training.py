@@ -49,6 +49,11 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
+def device_name(device: torch.device) -> str:
+    """The device as a run's provenance names it: the GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def generator(seed: int, purpose: str) -> torch.Generator:
     """The CPU generator of one purpose (`order`, `augmentation`) of the run with this seed."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
@@ -281,7 +286,7 @@ def _provenance(config: RunConfig, images: data.ImageSet, device: torch.device, 
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "data_source": images.source,
         "data_note": images.note,

@@ -171,3 +171,25 @@ def test_a_run_locked_by_a_live_process_is_waited_for(config, tmp_path):
         assert "is being worked on by process" in refused.stderr
     assert other.wait(timeout=120) == 0
     other.communicate()
+
+
+def test_a_time_budget_ends_worker_processes_in_the_middle_of_an_epoch(config, tmp_path):
+    long, calls, left = replace(config, epochs=1, n_train=3000), 0, True  # one epoch of several seconds
+    while left:
+        began = time.time()
+        report = run_all([long], results=tmp_path / "parts", jobs=1, time_budget=4)
+        assert time.time() - began < 4 + 15
+        assert report.ok
+        left, calls = report.left, calls + 1
+    assert calls > 1
+    run_all([long], results=tmp_path / "whole", jobs=1)
+    assert tables(archive.run_dir(tmp_path / "parts", long)) == tables(archive.run_dir(tmp_path / "whole", long))
+
+
+def test_a_batch_that_outlasts_the_time_budget_is_cut_off(config, tmp_path):
+    endless = replace(config, width=512, batch_size=200)  # minutes for its first batch
+    began = time.time()
+    report = run_all([endless, replace(endless, seed=1)], results=tmp_path, jobs=1, time_budget=8)
+    assert time.time() - began < 8 + 15
+    assert sorted(report.left) == sorted([endless.name, replace(endless, seed=1).name])
+    assert report.ok
