@@ -27,10 +27,11 @@ notebooks: setup  ## run the notebooks again and store their outputs and figures
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/rwc claims --into README.md
 
-bench: setup  ## measure on a quiet machine, store the tables and quote their ratios in README
+bench: setup  ## measure on a quiet machine, store the tables and quote their ratios in README; `rwc bench gpu` on a GPU
 	$(BIN)/python benchmarks/tracker.py --json benchmarks/results/tracker.json
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 	$(BIN)/python benchmarks/sweep.py --json benchmarks/results/sweep.json
+	$(BIN)/python benchmarks/scheduling.py --json benchmarks/results/scheduling.json
 	$(BIN)/python benchmarks/readme.py
 
 clean:

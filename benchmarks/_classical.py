@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -25,7 +27,9 @@ class Images(Dataset):
         return self.transform(Image.fromarray(self.pixels[index].squeeze())), int(self.labels[index])
 
 
-def train(config: RunConfig, workers: int = 0, device: str = "cpu") -> list:
+def train(
+    config: RunConfig, workers: int = 0, device: str = "cpu", after_epoch: Callable[[], None] = lambda: None
+) -> list:
     """Train `config` and return, per epoch, both definitions of RWC of every layer and the test hits."""
     found, known = data.load(config.dataset).subset(config.n_train, config.n_test), data.get(config.dataset)
     plain = [transforms.Resize(config.image_size), transforms.ToTensor()]
@@ -62,4 +66,5 @@ def train(config: RunConfig, workers: int = 0, device: str = "cpu") -> list:
         changes = [(abs(new - old), abs(old)) for new, old in zip(after, before, strict=True)]
         history.append(([(c.sum() / o.sum(), (c / o).mean()) for c, o in changes], hits))
         before = after
+        after_epoch()
     return history

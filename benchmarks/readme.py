@@ -11,14 +11,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TITLES = {
-    "tracker": "Cost of `tracker.step()` on full-width ResNet-18, in copies of its weights",
+    "tracker": "Cost of `tracker.step()`, in copies of the weights and beside TensorBoard's histograms",
     "training": "Training with data pipeline, tracking and checkpoints against the bare loop (quarter-width ResNet-18)",
-    "sweep": "Eight eighth-width AlexNet runs: images/s of two processes over those of each way",
+    "sweep": "Sweeps: images/s of two processes over those of each way",
+    "scheduling": "The published-size grid of study 1 on many workers like those that trained the archive, planned",
+    "gpu": "The published size on one GPU",
 }
-ABSOLUTE = {
+ABSOLUTE = {  # of the CPU tables
     "ms",
     "images_per_s",
     "copies_fastest",
+    "gb_per_s",
 }  # printed by the scripts; a shared machine is too noisy to quote them
 
 
@@ -26,8 +29,12 @@ def section(results: Path = ROOT / "benchmarks" / "results") -> str:
     """The Markdown of every stored table in the order of `TITLES`."""
     parts = []
     for name, title in TITLES.items():
+        if not (results / f"{name}.json").exists():
+            parts.append(f"{title} (`benchmarks/{name}.py`): not measured yet.")
+            continue
         stored = json.loads((results / f"{name}.json").read_text())
-        columns = list(dict.fromkeys(column for row in stored["rows"] for column in row if column not in ABSOLUTE))
+        hidden = ABSOLUTE if name != "gpu" else set()
+        columns = list(dict.fromkeys(column for row in stored["rows"] for column in row if column not in hidden))
         rows = [row for row in stored["rows"] if any(isinstance(row.get(column), float) for column in columns)]
         head = [column.replace("_", " ") for column in columns]
         lines = [head, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]

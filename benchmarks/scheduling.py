@@ -20,7 +20,7 @@ def main() -> None:
     from rwclib import archive, planning
     from rwclib.studies import layerwise
 
-    speeds, rows = planning.rates(archive.default_results()), []
+    speeds, rows, notes = planning.rates(archive.default_results()), [], []
     evidence = _table.environment("none: a simulation")
     for device in sorted({on for _, on in speeds}):
         grid = layerwise.runs("smoke" if args.quick else "paper")
@@ -32,8 +32,8 @@ def main() -> None:
                 row[f"hours_{priority}"] = span = planning.makespan(hours, workers)
                 row[f"efficiency_{priority}"] = total / (workers * span)
             rows.append(row)
-        note = NOTE.format(runs=len(grid), hours=total, device=device, longest=max(hours))
-    _table.report(rows, evidence, note, args.json)
+        notes.append(NOTE.format(runs=len(grid), hours=total, device=device, longest=max(hours)))
+    _table.report(rows, evidence, "\n\n".join(notes), args.json)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,8 @@ class State:
             parameter = parameters[int(index)]
             if value.shape == parameter.shape:  # keep the parameter's memory format
                 value = torch.empty_like(parameter).copy_(value)
+            elif self.optimizer.param_groups[0].get("capturable"):  # Adam's count of steps, in a CUDA graph
+                value = value.to(parameter.device)
             self.optimizer.state[parameter][slot] = value
         self.order.set_state(tensors["rng.order"])
         self.augmentation.set_state(tensors["rng.augmentation"])

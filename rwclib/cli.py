@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -11,11 +12,13 @@ from typing import Annotated
 
 import typer
 
+import rwclib
 from rwclib.cli_stores import AsJson, DataDir, Results, data_app, existing, results_app
 from rwclib.config import ENGINES, PROFILES
 from rwclib.errors import ConfigError, RwcError
 
-START = time.time()
+START = rwclib.STARTED
+
 
 app = typer.Typer(
     help="Relative weight change of neural networks: train and track, re-run the studies, judge their claims.\n\n"
@@ -173,9 +176,9 @@ def sweep(
     from rwclib.sweep import run_all
 
     configs = planning.order(studies.get(study).runs(profile, models=only, datasets=dataset, seeds=seed), priority)
-    budget = None if time_budget is None else max(0.0, START + time_budget - time.time())
     opened = open_executor(executor, results=results, jobs=jobs, device=device, scheduler=scheduler, slurm=slurm or [])
     with opened as (pool, at_once), SweepProgress(configs) as tell:
+        budget = None if time_budget is None else max(0.0, START + time_budget - time.time())
         report = run_all(
             configs, results=results, data_dir=data_dir, device=device, engine=engine, jobs=at_once, executor=pool, chunk=chunk,
             time_budget=budget, checkpoint_seconds=checkpoint_seconds, progress=tell,
@@ -188,8 +191,9 @@ def sweep(
     print(json.dumps(asdict(report), indent=1) if as_json else report.summary())
     if report.left:
         left = [config for config in configs if config.name in report.left]
-        folder = results or archive.default_results()
-        print(planning.outlook(left, folder, device, jobs), file=sys.stderr)
+        here = executor == "local"  # elsewhere the machines, and how many there are, are not known
+        about = planning.outlook(left, results or archive.default_results(), device, jobs) if here else ""
+        print(f"left: {len(left)} runs{about}; the same command goes on", file=sys.stderr)
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -324,4 +328,6 @@ def bench(
     if name not in known:
         raise ConfigError(f"unknown benchmark {name!r}; known: {', '.join(known)}")
     words = ["--quick"] * quick + (["--json", str(into)] if into else [])
-    raise typer.Exit(subprocess.run([sys.executable, folder / f"{name}.py", *words]).returncode)
+    paths = os.pathsep.join([str(folder.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    command = [sys.executable, folder / f"{name}.py", *words]
+    raise typer.Exit(subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}).returncode)

@@ -190,8 +190,14 @@ class SubmititExecutor(Executor):
 
     def _watch(self) -> None:
         while not self._stop.wait(self._seconds):
-            self._hand_over()
-            self._collect()
+            try:
+                self._hand_over()
+                self._collect()
+            except Exception as error:  # a command of Slurm's that is missing or fails: no future may wait for ever
+                for future in self._jobs:
+                    if future.set_running_or_notify_cancel():
+                        future.set_exception(RwcError(f"{type(error).__name__}: {error}; the jobs cannot be followed"))
+                self._jobs = {}
 
     def _hand_over(self) -> None:
         calls = [self._new.get() for _ in range(min(self._new.qsize(), _LARGEST_ARRAY))]

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rwclib import archive, checkpoint, data, models, training
 from rwclib.config import RunConfig
-from rwclib.errors import ConfigError
+from rwclib.errors import ArchiveError, ConfigError
 from rwclib.sweep import default_jobs
 
 PRIORITIES = {
@@ -63,7 +63,7 @@ def rates(results: str | Path) -> dict[tuple[str, str], float]:
     found = defaultdict(list)
     for config, record in archive.records(Path(results)):
         known = record["provenance"]
-        if known["train_and_test_seconds"] and config.model in models.MODELS:
+        if record["status"] == "done" and known["train_and_test_seconds"] and config.model in models.MODELS:
             found[config.model, known["device"]].append(work(config) / known["train_and_test_seconds"])
     return {key: median(values) for key, values in found.items()}
 
@@ -92,14 +92,17 @@ def seconds_left(configs: Iterable[RunConfig], results: str | Path, device: str)
 
 
 def outlook(configs: Sequence[RunConfig], results: str | Path, device: str, jobs: int | None) -> str:
-    """What is left of a sweep, in one sentence: the number of runs and, if a speed is known, about how long they take."""
+    """`, about 3 hours with 2 at once`: how long these runs will take here; empty if no speed is known."""
     chosen = training.resolve_device(device)
-    times, at_once = seconds_left(configs, results, training.device_name(chosen)), jobs or default_jobs(device)
+    try:
+        times, at_once = seconds_left(configs, results, training.device_name(chosen)), jobs or default_jobs(device)
+    except ArchiveError:  # a damaged run of another sweep, which is not this one's to report
+        return ""
     if times is None:
-        return f"left: {len(configs)} runs; nothing is known yet of this device's speed"
+        return ""
     minutes = makespan(times, at_once) / 60
     about = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
-    return f"left: {len(configs)} runs, about {about} with {at_once} at once"
+    return f", about {about} with {at_once} at once"
 
 
 def makespan(durations: Sequence[float], workers: int) -> float:

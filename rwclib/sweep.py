@@ -20,7 +20,7 @@ from concurrent.futures import (
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rwclib import archive, data, locks, training
+from rwclib import archive, data, locks, steps, training
 from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, DataError, DivergedError, OutOfTimeError, RunLockedError, RwcError
 
@@ -115,7 +115,7 @@ def run_all(
     for config in configs:
         training.check(config)
     if executor is None:  # else the workers' devices count, not this machine's
-        training.resolve_device(device)
+        steps.check_engine(engine, training.resolve_device(device))
     report, missing = Report(), []
     for config in configs:
         if _finished(results, config):
@@ -177,14 +177,14 @@ def run_all(
                     dead = isinstance(outcome, BrokenExecutor)
                     deaths[config] = deaths.get(config, 0) + dead
                     if dead and _finished(results, config):
-                        report.enter(config.name, False)
+                        outcome = False
                     elif dead and deadline is not None and time.time() > deadline:
-                        report.enter(config.name, OutOfTimeError())
+                        outcome = OutOfTimeError()
                     elif isinstance(outcome, RunLockedError) or (dead and deaths[config] < _ATTEMPTS):
                         waiting.append([config])
-                    else:
-                        report.enter(config.name, outcome)
-                    if progress:
+                        continue
+                    report.enter(config.name, outcome)
+                    if progress and not isinstance(outcome, OutOfTimeError):
                         progress(config.name, {})
             if progress:
                 _look(results, {config.name for batch, _ in futures.values() for config in batch}, seen, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -128,6 +129,7 @@ def run(
         # One BLAS thread in NumPy and SciPy, so that the metrics do not depend on the number of threads.
         with (
             threadpool_limits(1, user_api="blas"),
+            torch.cuda.device(chosen) if chosen.type == "cuda" else contextlib.nullcontext(),  # graphs need it current
             torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
         ):
             before = torch.get_num_threads()
@@ -160,6 +162,7 @@ def _train(
     known, cuda = data.get(config.dataset), device.type == "cuda"
     if cuda:
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
     model = models.build(
         config.model, num_classes=known.num_classes, in_channels=known.in_channels, width=config.width, seed=config.seed
     ).to(device, memory_format=torch.channels_last)
@@ -231,7 +234,7 @@ def _train(
                       "images_per_s": speed})  # fmt: skip
 
     lock.check()
-    record = {"status": "diverged" if diverged else "done", "provenance": _provenance(config, images, device, state)}
+    record = {"status": "diverged" if diverged else "done", "provenance": _provenance(images, device, engine, state)}
     if diverged:
         record["diverged"] = {"epoch": state.epoch, "train_loss": str(state.rows[-1][0])}
     place = archive.write(results, config, record, _layers(config, state), _epochs(state))
@@ -276,7 +279,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _provenance(config: RunConfig, images: data.ImageSet, device: torch.device, state: State) -> dict:
+def _provenance(images: data.ImageSet, device: torch.device, engine: str, state: State) -> dict:
     from rwclib import __version__
 
     total = sum(state.seconds)
@@ -287,6 +290,7 @@ def _provenance(config: RunConfig, images: data.ImageSet, device: torch.device, 
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
+        "engine": engine,
         "threads": torch.get_num_threads(),
         "data_source": images.source,
         "data_note": images.note,

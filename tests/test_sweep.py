@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -177,19 +179,33 @@ def test_a_time_budget_ends_worker_processes_in_the_middle_of_an_epoch(config, t
     long, calls, left = replace(config, epochs=1, n_train=3000), 0, True  # one epoch of several seconds
     while left:
         began = time.time()
-        report = run_all([long], results=tmp_path / "parts", jobs=1, time_budget=4)
+        report = run_all([long], results=tmp_path / "parts", device="cpu", jobs=1, time_budget=4)
         assert time.time() - began < 4 + 15
         assert report.ok
         left, calls = report.left, calls + 1
     assert calls > 1
-    run_all([long], results=tmp_path / "whole", jobs=1)
+    run_all([long], results=tmp_path / "whole", device="cpu", jobs=1)
     assert tables(archive.run_dir(tmp_path / "parts", long)) == tables(archive.run_dir(tmp_path / "whole", long))
 
 
 def test_a_batch_that_outlasts_the_time_budget_is_cut_off(config, tmp_path):
-    endless = replace(config, width=512, batch_size=200)  # minutes for its first batch
+    endless = replace(config, width=160, batch_size=200)  # more than a minute for its first batch
     began = time.time()
-    report = run_all([endless, replace(endless, seed=1)], results=tmp_path, jobs=1, time_budget=8)
+    report = run_all([endless, replace(endless, seed=1)], results=tmp_path, device="cpu", jobs=1, time_budget=8)
     assert time.time() - began < 8 + 15
     assert sorted(report.left) == sorted([endless.name, replace(endless, seed=1).name])
     assert report.ok
+
+
+def test_the_commands_time_budget_counts_its_start_and_says_what_is_left(tmp_path):
+    arguments = ["sweep", "layerwise", "--profile", "quick", "--only", "resnet18", "--dataset", "fashion_mnist_sample"]
+    began = time.time()
+    done = rwc(*arguments, "--device", "cpu", "--time-budget", 6, "--jobs", 2, "--results", tmp_path)
+    assert time.time() - began < 6 + 15
+    assert done.returncode == 0
+    assert done.stdout == "2 left for the next call\n"
+    assert re.search(r"^left: 2 runs; the same command goes on$", done.stderr, re.MULTILINE)  # no speed is known yet
+    for place in archive.directories(archive.default_results())[-1:]:
+        shutil.copytree(place, tmp_path / "layerwise" / place.name)
+    done = rwc(*arguments, "--device", "cpu", "--time-budget", 0, "--jobs", 2, "--results", tmp_path)
+    assert re.search(r"^left: 2 runs, about \d+ minutes with 2 at once; ", done.stderr, re.MULTILINE)

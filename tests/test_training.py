@@ -220,13 +220,59 @@ def test_bf16_autocast_keeps_float32_weights_and_similar_changes(config, tmp_pat
     assert 0.7 < ratio < 1.4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("default")  # PyTorch's own, on precision and compilation
 @pytest.mark.parametrize("engine", ["eager", "compile", "graph"])
 def test_a_gpu_run_agrees_with_the_cpu(config, tmp_path, engine):
     config = replace(config, epochs=1)
     cpu = archive.read_dir(training.run(config, results=tmp_path / "cpu", device="cpu"))
     gpu = archive.read_dir(training.run(config, results=tmp_path / "gpu", device="cuda", engine=engine))
+    assert gpu.record["provenance"]["engine"] == engine
     assert gpu.layers["rwc"].median() == pytest.approx(cpu.layers["rwc"].median(), rel=0.05)
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("default")
+def test_a_cuda_graph_trains_as_eager_steps_do_in_bf16_with_dropout(config, tmp_path):
+    config = replace(config, model="alexnet", precision="bf16", lr=0.01, epochs=2, n_train=1000)
+    eager, graph = (
+        archive.read_dir(training.run(config, results=tmp_path / engine, device="cuda", engine=engine))
+        for engine in ("eager", "graph")
+    )
+    assert graph.epochs["train_loss"].iloc[0] == pytest.approx(eager.epochs["train_loss"].iloc[0], rel=0.02)
+    ratios = graph.layers.query("epoch == 1")["rwc"] / eager.layers.query("epoch == 1")["rwc"]
+    assert (abs(ratios - 1) < 0.2).all()
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("default")
+def test_a_cuda_graph_draws_new_dropout_at_every_replay():
+    model = models.build("alexnet", num_classes=10, width=8, seed=0).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    sums = torch.zeros(2, 3, dtype=torch.float64, device="cuda")
+    steps = Steps(model, optimizer, sums, batch_size=16, precision="fp32", engine="graph")
+    x, y, losses = torch.rand(16, 3, 32, 32, device="cuda"), torch.arange(16, device="cuda") % 10, []
+    for _ in range(4):
+        sums.zero_()
+        steps.train(x, y)
+        losses.append(sums[0, 0].item())
+    assert len(set(losses)) == 4
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_run_in_cuda_graphs_goes_on_after_every_batch(config, tmp_path, optimizer):
+    config = replace(config, optimizer=optimizer, lr=0.001, epochs=2)
+    whole = archive.read_dir(training.run(config, results=tmp_path / "whole", device="cuda", engine="graph"))
+    for _ in range(2 * (4 + 1)):
+        with pytest.raises(OutOfTimeError):
+            training.run(config, results=tmp_path / "parts", device="cuda", engine="graph", deadline=0.0)
+    parts = archive.read_dir(training.run(config, results=tmp_path / "parts", device="cuda", engine="graph"))
+    np.testing.assert_allclose(parts.layers["rwc"], whole.layers["rwc"], rtol=0.05)
 
 
 @pytest.mark.parametrize(
