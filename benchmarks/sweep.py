@@ -79,7 +79,7 @@ def classical(runs: list, workers: int) -> float:
 def main() -> None:
     args = _table.options(__doc__)
     evidence, rows = _table.environment("1 a process; classical 2"), []
-    for case in CASES:
+    for case in CASES[:2] if args.quick else CASES:
         runs = configs(case, args.quick)
         few = runs[: case.classical_runs]
         ways = {TWO: (runs, 1, sweep, 2), ONE: (runs, 1, sweep, 1), CLASSICAL: (few, 2, classical, 0)}

@@ -30,8 +30,6 @@ ROWS = {
     "sweep": [
         (TWO, None), ("rwc sweep, one process", ">= 1.7"), (CLASSICAL, ">= 1.5"),
         (TWO, None), (CLASSICAL, ">= 4.0"), (WORKERS, None),
-        (TWO, None), (CLASSICAL, ">= 1.2"), (WORKERS, None),
-        (TWO, None), (CLASSICAL, ">= 1.3"), (WORKERS, None),
     ],
     "gpu": [
         ("bare, eager, fp32", None), ("run, eager, fp32", ">= 0.9 of bare"), ("epoch, eager, fp32", "<= 2.5 s"),
