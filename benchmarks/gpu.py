@@ -55,7 +55,7 @@ def settings(model: str, quick: bool) -> RunConfig:
     """Study 1's settings for CIFAR-10, of LeNet-5 with learning rate 0.01."""
     known = model in layerwise.MODELS
     base = layerwise.run_config("paper", model if known else "alexnet", "cifar10", 0)
-    size = {"width": 8, "n_train": 256, "n_test": 64, "epochs": 2} if quick else {"epochs": 4}
+    size = {"width": 8, "batch_size": 16, "n_train": 64, "n_test": 16, "epochs": 2} if quick else {"epochs": 4}
     return replace(base, study="custom", model=model, **({} if known else {"lr": 0.01}), **size)
 
 
