@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 TITLES = {
     "tracker": "Cost of `tracker.step()`, in copies of the weights and beside TensorBoard's histograms",
     "training": "Training with data pipeline, tracking and checkpoints against the bare loop (quarter-width ResNet-18)",
-    "sweep": "Sweeps: images/s of two processes over those of each way",
+    "sweep": "Sweeps, of eight eighth-width AlexNet runs unless a row names others: images/s of two processes over those of each way",
     "scheduling": "The published-size grid of study 1 on many workers like those that trained the archive, planned",
     "gpu": "The published size on one GPU",
 }

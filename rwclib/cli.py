@@ -14,11 +14,10 @@ import typer
 
 import rwclib
 from rwclib.cli_stores import AsJson, DataDir, Results, data_app, existing, results_app
-from rwclib.config import ENGINES, PROFILES
+from rwclib.config import ENGINES, PRIORITIES, PROFILES
 from rwclib.errors import ConfigError, RwcError
 
 START = rwclib.STARTED
-
 
 app = typer.Typer(
     help="Relative weight change of neural networks: train and track, re-run the studies, judge their claims.\n\n"
@@ -28,10 +27,6 @@ app = typer.Typer(
 app.add_typer(results_app, name="results")
 app.add_typer(data_app, name="data")
 
-_PRIORITY_HELP = (
-    "seeds: every model and data set gets its first seed before any gets its second; shortest, longest: the same, and the "
-    "shortest or longest runs first among equals."
-)
 _PROFILE_HELP = "; ".join(f"{name}: {what}" for name, what in PROFILES.items())
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at once [default: one per core, or 2 on a GPU].")]
@@ -158,7 +153,9 @@ def sweep(
             "time limit is queued again. cluster=local tries it on this machine without Slurm.",
         ),
     ] = None,
-    priority: Annotated[str, typer.Option(help="Order of the runs. " + _PRIORITY_HELP)] = "seeds",
+    priority: Annotated[
+        str, typer.Option(help="; ".join(f"{name}: {what}" for name, what in PRIORITIES.items()))
+    ] = "seeds",
     chunk: Annotated[int, typer.Option(min=1, help="Runs per job, one after the other.")] = 1,
     time_budget: TimeBudget = None,
     checkpoint_seconds: Checkpoint = 20.0,

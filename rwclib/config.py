@@ -24,6 +24,12 @@ ENGINES = {  # how the steps of a run are executed; no part of a RunConfig
     "graph": "every step one CUDA graph, needs a GPU",
 }
 
+PRIORITIES = {  # orders of a sweep's runs
+    "seeds": "every model and data set gets its first seed before any gets its second",
+    "shortest": "the same, and the shortest runs first among equals",
+    "longest": "the same, and the longest first: least idle time at the end",
+}
+
 CHOICES = {
     "optimizer": ("sgd", "adam"),
     "normalize": ("none", "imagenet"),

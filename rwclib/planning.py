@@ -13,15 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rwclib import archive, checkpoint, data, models, training
-from rwclib.config import RunConfig
+from rwclib.config import PRIORITIES, RunConfig
 from rwclib.errors import ArchiveError, ConfigError
 from rwclib.sweep import default_jobs
 
-PRIORITIES = {
-    "seeds": "every model and data set gets its first seed before any gets its second",
-    "shortest": "the same, and the shortest runs first among equals",
-    "longest": "the same, and the longest first: least idle time at the end",
-}
 _BACKWARD = 2  # costs twice what the forward pass does
 
 
@@ -46,7 +41,7 @@ def work(config: RunConfig) -> float:
 
 
 def order(configs: Iterable[RunConfig], priority: str = "seeds") -> list[RunConfig]:
-    """The runs in the order of a name in `PRIORITIES`; otherwise they stay as they were. `ConfigError` for other names."""
+    """The runs in the order of a name in `rwclib.config.PRIORITIES`; otherwise they stay as they were. `ConfigError` for other names."""
     if priority not in PRIORITIES:
         raise ConfigError(f"unknown priority {priority!r}; known: {', '.join(PRIORITIES)}")
     seen: Counter = Counter()

@@ -45,9 +45,7 @@ class Steps:
         check_engine(engine, sums.device)
         self.model, self.optimizer, self.sums = model, optimizer, sums
         self._batch_size, self._engine = batch_size, engine
-        if (
-            engine == "compile"
-        ):  # PyTorch counts all networks of a process together, and beyond the limit runs them eagerly
+        if engine == "compile":  # beyond this number of networks in one process PyTorch would run them eagerly
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         self._full = torch.compile(model) if engine == "compile" else model
         self._autocast = torch.autocast(sums.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
