@@ -11,7 +11,9 @@ rng = np.random.default_rng(2020)
 arrays = {}
 for split, per_class in (("train", 600), ("test", 100)):
     x, y = getattr(full, f"x_{split}"), getattr(full, f"y_{split}")
-    rows = np.sort(np.concatenate([rng.choice(np.flatnonzero(y == label), per_class, replace=False) for label in range(10)]))
+    rows = np.sort(
+        np.concatenate([rng.choice(np.flatnonzero(y == label), per_class, replace=False) for label in range(10)])
+    )
     arrays |= {f"x_{split}": x[rows], f"y_{split}": y[rows].astype(np.uint8)}
 np.savez_compressed(
     Path(__file__).with_name("fashion_mnist_sample.npz"),
