@@ -32,6 +32,7 @@ bench: setup  ## measure on a quiet machine, store the tables and quote their ra
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 	$(BIN)/python benchmarks/sweep.py --json benchmarks/results/sweep.json
 	$(BIN)/python benchmarks/scheduling.py --json benchmarks/results/scheduling.json
+	$(BIN)/python benchmarks/clustering.py --json benchmarks/results/clustering.json
 	$(BIN)/python benchmarks/readme.py
 
 clean:

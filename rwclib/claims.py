@@ -30,15 +30,25 @@ DEFINITIONS = {"rwc": "Eq. 1", "rwc_elementwise": "elementwise"}
 RESAMPLES = 2000
 READING_ERROR = 0.1  # of a published figure's median
 _INFINITY = float("inf")
+_THIRDS = ("early", "middle", "late")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The layers of one group of one model trained on one data set."""
+    """The layers of one group of one model trained on one data set; of them the `early`, `middle` or `late` third.
+
+    Thirds are by depth, as equal as can be; every layer lies in one.
+    """
 
     model: str
     dataset: str
     group: str
+    third: str = ""
+
+    @property
+    def name(self) -> str:
+        """Group and third in words."""
+        return f"{self.third} {self.group}".strip()
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,8 @@ class Comparison:
     @property
     def label(self) -> str:
         if self.a.dataset == self.b.dataset:
-            return f"{self.a.group} / {self.b.group}"
-        return f"{self.a.dataset} / {self.b.dataset}, {self.a.group}"
+            return f"{self.a.name} / {self.b.name}"
+        return f"{self.a.dataset} / {self.b.dataset}, {self.a.name}"
 
     def effect(self, logs: np.ndarray) -> np.ndarray:
         """Log effect of the log means (groups, ...)."""
@@ -94,7 +104,7 @@ class Nearer(Comparison):
 
     @property
     def label(self) -> str:
-        return f"{self.a.group} / {self.b.group} nearer to 1 than on {self.c.dataset}"
+        return f"{self.a.name} / {self.b.name} nearer to 1 than on {self.c.dataset}"
 
     def effect(self, logs: np.ndarray) -> np.ndarray:
         return abs(logs[2] - logs[3]) - abs(logs[0] - logs[1])
@@ -102,12 +112,13 @@ class Nearer(Comparison):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The claim that test top-1 (percent, last epoch) lies within `within` points of the published value."""
+    """The claim that an accuracy (percent, last epoch; by default test top-1) lies within points of the published value."""
 
     model: str
     dataset: str
     published: float
     within: float = 2.0
+    kind: str = "test_top1"
     unit = "points"
 
     @property
@@ -116,7 +127,7 @@ class Accuracy:
 
     @property
     def label(self) -> str:
-        return "test top-1 - published"
+        return f"{self.kind.replace('_top', ' top-')} - published"
 
     def verdict(self, low: float, high: float) -> str:
         return _verdict(low, high, -self.within, self.within)
@@ -181,6 +192,9 @@ def _layer_means(layers: pd.DataFrame, group: Group, metric: str) -> pd.DataFram
         (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
     )
     rows = layers[of_group & (layers["epoch"] > 1)]
+    if group.third:
+        thirds = np.array_split(np.sort(rows["depth"].unique()), 3)
+        rows = rows[rows["depth"].isin(thirds[_THIRDS.index(group.third)])]
     return rows.assign(value=rows[metric].where(np.isfinite(rows[metric]))).pivot_table("value", "seed", "layer")
 
 
@@ -223,12 +237,12 @@ def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
     """As `compare`, in percentage points.
 
     Args:
-        epochs: tidy table of one profile with columns model, dataset, seed, epoch and test_top1 (percent).
+        epochs: tidy table of one profile with columns model, dataset, seed, epoch and `part.kind` (percent).
     """
     rows = epochs[(epochs["model"] == part.model) & (epochs["dataset"] == part.dataset)]
     if rows.empty:
         return _NOT_RUN
-    misses = rows.sort_values("epoch").groupby("seed")["test_top1"].last().to_numpy() - part.published
+    misses = rows.sort_values("epoch").groupby("seed")[part.kind].last().to_numpy() - part.published
     if len(misses) == 1:
         return _NO_INTERVAL | {"effect": float(misses[0])}
     drawn = misses[np.random.default_rng(0).integers(0, len(misses), (RESAMPLES, len(misses)))].mean(1)
@@ -325,67 +339,3 @@ def of_medians(part: Comparison | Accuracy, medians: Mapping[Group, float]) -> t
     effect = float(np.exp(part.effect(np.log([medians[group] for group in part.groups]))))
     error = np.exp(READING_ERROR * len(part.groups) ** 0.5)
     return effect, part.verdict(effect / error, effect * error)
-
-
-def interval_text(seeds: int, resampled: str) -> str:
-    """What an interval is, in words."""
-    if resampled == "-":
-        return f"none ({seeds} seed)" if seeds else "-"
-    if resampled == "seeds":
-        return f"range of {seeds} seeds" if seeds < 4 else f"95%, over {seeds} seeds"
-    return f"95%, over layers of {seeds} seed"
-
-
-def _finding(row: pd.Series) -> str:
-    """Verdict, counts and weakest comparison of one claim under one definition."""
-    if row["verdict"] == "not run":
-        return f"not run ({row['reason']})" if row["reason"] else "not run"
-    sign, unit = ("+", " points") if row["unit"] == "points" else ("", "")
-    interval = f" [{row['low']:{sign}.2f}, {row['high']:{sign}.2f}]" if row["resampled"] != "-" else ""
-    counts = f"{row['holds']}/{row['unclear']}/{row['fails']}"
-    return f"{row['verdict']} {counts}, {row['weakest']} {row['effect']:{sign}.2f}{interval}{unit}"
-
-
-def _circumstances(row: pd.Series) -> list[str]:
-    """Interval, profile, training accuracies and data sets behind one claim."""
-    low, high = row["train_top1"]
-    accuracy = "-" if np.isnan(low) else f"{low:.0f}%" if round(low) == round(high) else f"{low:.0f}-{high:.0f}%"
-    sets = ", ".join(dict.fromkeys(copy.partition(":")[0] for copy in row["data"])) or "-"
-    return [interval_text(row["seeds"], row["resampled"]), row["profile"], accuracy, sets]
-
-
-def _copies(table: pd.DataFrame) -> list[str]:
-    """What the table's data sets are copies of, one line each."""
-    return sorted({copy for copies in table["data"] for copy in copies})
-
-
-def to_text(table: pd.DataFrame) -> str:
-    """A scorecard as text, three or fewer lines to a claim, the data copies at the end.
-
-    Args:
-        table: a scorecard with four more columns: `text`, the claims' sentences; `data`, lists of `title: data copy`;
-            `train_top1`, the lowest and the highest training accuracy (percent) of the runs; `reason`, why a claim was
-            not run.
-    """
-    lines = []
-    for claim_id, rows in table.groupby("claim", sort=False):
-        first = rows.iloc[0]
-        interval, profile, accuracy, sets = _circumstances(first)
-        known = f" ({profile}; {interval}; training top-1 {accuracy}; {sets})" if first["seeds"] else ""
-        lines.append(f"{claim_id:<4}{first['text']}{known}")
-        lines += [f"    {row['definition']:<12}{_finding(row)}" for _, row in rows.iterrows()]
-    return "\n".join([*lines, "", *_copies(table)]).rstrip()
-
-
-def to_markdown(table: pd.DataFrame) -> str:
-    """The same as a Markdown table, one row to a claim, and a list."""
-    names = [name for name in dict.fromkeys(table["definition"]) if name != "-"]
-    rows = [["claim", "statement", *names, "interval is", "profile", "training top-1", "data"]]
-    rows.append(["---"] * len(rows[0]))
-    for claim_id, of_claim in table.groupby("claim", sort=False):
-        findings = {row["definition"]: _finding(row) for _, row in of_claim.iterrows()}
-        findings |= dict.fromkeys(names, findings["-"]) if "-" in findings else {}
-        first = of_claim.iloc[0]
-        rows.append([claim_id, first["text"], *(findings[name] for name in names), *_circumstances(first)])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- Data copy: {copy}" for copy in _copies(table))]).rstrip()

@@ -16,6 +16,7 @@ import rwclib
 from rwclib.cli_stores import AsJson, DataDir, Results, data_app, existing, results_app
 from rwclib.config import ENGINES, PRIORITIES, PROFILES
 from rwclib.errors import ConfigError, RwcError
+from rwclib.studies import STUDIES
 
 START = rwclib.STARTED
 
@@ -122,7 +123,7 @@ def train(
 
 @app.command()
 def sweep(
-    study: Annotated[str, typer.Argument(help="layerwise")],
+    study: Annotated[str, typer.Argument(help=", ".join(STUDIES))],
     profile: Annotated[str, typer.Option(help=_PROFILE_HELP)] = "quick",
     only: Annotated[list[str] | None, typer.Option(help="Only these models; repeat for more.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Only these data sets; repeat for more.")] = None,
@@ -215,8 +216,7 @@ def reproduce(
 
     Reads the archive's best runs, or with --retrain trains the profile's (default quick) into OUTPUT/results-PROFILE.
     """
-    from rwclib import archive, data, studies
-    from rwclib import claims as scoring
+    from rwclib import archive, data, scorecards, studies
     from rwclib import notebooks as books
     from rwclib.config import check_profile
 
@@ -256,10 +256,10 @@ def reproduce(
         page = books.execute(path, output, values)
         print(f"{path.name}: {page} ({time.time() - began:.0f} s)", flush=True)
     print()
-    for study in studies.STUDIES:
+    for study in STUDIES:
         table = studies.get(study, "claims").scorecard(results, profile)
-        (output / f"claims_{study}.md").write_text(scoring.to_markdown(table) + "\n")
-        print(scoring.to_text(table))
+        (output / f"claims_{study}.md").write_text(scorecards.to_markdown(table) + "\n")
+        print(scorecards.to_text(table))
     absent = [name for name in data.DATASETS if not data.path(name).exists()]
     if absent:
         print(
@@ -290,23 +290,22 @@ def claims(
     """The scorecard: every claim under both definitions of relative weight change."""
     import pandas as pd
 
-    from rwclib import archive, studies
-    from rwclib import claims as scoring
+    from rwclib import archive, scorecards, studies
 
     if form not in ("table", "json", "md"):
         raise ConfigError(f"unknown format {form!r}; known: table, json, md")
     folder = existing(results or archive.default_results())
-    table = pd.concat([studies.get(name, "claims").scorecard(folder, profile) for name in study or studies.STUDIES])
+    table = pd.concat([studies.get(name, "claims").scorecard(folder, profile) for name in study or STUDIES])
     if into:
         before, marks, rest = into.read_text().partition("<!-- claims -->")
         _, end, after = rest.partition("<!-- /claims -->")
         if not marks or not end:
             raise ConfigError(f"{into} has no place for the table; mark it with <!-- claims --> and <!-- /claims -->")
-        archive.write_atomically(into, f"{before}{marks}\n{scoring.to_markdown(table)}\n{end}{after}".encode())
+        archive.write_atomically(into, f"{before}{marks}\n{scorecards.to_markdown(table)}\n{end}{after}".encode())
     elif form == "json":
         print(table.to_json(orient="records", indent=1))
     else:
-        print(scoring.to_markdown(table) if form == "md" else scoring.to_text(table))
+        print(scorecards.to_markdown(table) if form == "md" else scorecards.to_text(table))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from rwclib import sharding
 
 METRICS = ("rwc", "rwc_elementwise", "rwc_median", "l2_ratio", "cosine", "l1_norm", "l2_norm")
 MEDIAN_SAMPLE = 4096
-_CHUNK = 65_536
+_CHUNK = 131_072
 
 
 def rwc(current: Tensor, previous: Tensor) -> float:
@@ -89,7 +89,8 @@ def measure(
         (layers, 7) float64 on the CPU, columns as in `METRICS`; the only copy from the device to the host. Of whole
         tensors also where they are sharded, and the same on every rank.
     """
-    parts = [_sums(w, p, previous_norms is None, update) for w, p in zip(current, previous, strict=True)]
+    buffer = torch.empty(min(_CHUNK, max((w.numel() for w in current), default=0)))  # one for all: fresh memory is slow
+    parts = [_sums(w, p, previous_norms is None, update, buffer) for w, p in zip(current, previous, strict=True)]
     if not parts:
         return torch.empty(0, len(METRICS), dtype=torch.float64)
     rows = [torch.cat([sums, sample.median().double()[None]]) for sums, sample in sharding.all_reduce(current, parts)]
@@ -107,7 +108,9 @@ def measure(
     return metrics
 
 
-def _sums(current: Tensor, previous: Tensor, with_previous: bool, update: bool) -> tuple[Tensor, Tensor]:
+def _sums(
+    current: Tensor, previous: Tensor, with_previous: bool, update: bool, buffer: Tensor
+) -> tuple[Tensor, Tensor]:
     """What one layer's metrics follow from: eight sums, float64, and sampled relative changes, float32.
 
     Both on its device, and of a sharded layer this rank's share (of the sample 0 where another rank has the element).
@@ -122,13 +125,15 @@ def _sums(current: Tensor, previous: Tensor, with_previous: bool, update: bool) 
     if sharding.is_sharded(whole):
         order = (0, 2, 3, 1) if channels_last else range(whole.dim())
         slots, places = sharding.positions(whole, every, order)
-        sample = w.new_zeros(-(-size // every))
-        sample[slots] = _relative((w[places] - p[places]).abs_(), p[places])
-    else:
-        before = p[::every]
-        sample = _relative((w[::every] - before).abs_(), before)
+        part = w.new_zeros(-(-size // every))
+        part[slots] = _relative((w[places] - p[places]).abs_(), p[places])
     in_place = update and w.device.type == "cpu" and p.data_ptr() == previous.data_ptr()
-    sums = _sums_on_cpu(w, p, with_previous, in_place) if w.device.type == "cpu" else _sums_on_device(w, p)
+    if w.device.type == "cpu":
+        sums, sample = _sums_on_cpu(w, p, with_previous, in_place, every, buffer)
+    else:
+        sums, sample = _sums_on_device(w, p), _relative((w[::every] - p[::every]).abs_(), p[::every])
+    if sharding.is_sharded(whole):
+        sample = part
     if update and not in_place:
         previous.copy_(current)
     return sums, sample
@@ -149,16 +154,19 @@ def _sums_on_device(w: Tensor, p: Tensor) -> Tensor:
     return torch.stack([part.sum() for part in parts]).double()
 
 
-def _sums_on_cpu(w: Tensor, p: Tensor, with_previous: bool, update: bool) -> Tensor:
-    """In pieces that stay in the cache, summed by BLAS in float32 within a piece and in float64 across pieces.
+def _sums_on_cpu(
+    w: Tensor, p: Tensor, with_previous: bool, update: bool, every: int, buffer: Tensor
+) -> tuple[Tensor, Tensor]:
+    """In pieces that stay in the cache, summed by BLAS in float32 within a piece and in float64 across pieces; the sample is
+    taken from them on the way, since reading 4,096 elements far apart from memory costs as much as all the sums.
 
     Several times faster than whole-tensor operations (`benchmarks/tracker.py`), and exact to 1e-6 where a float32 L1
     norm over 10^7 weights is off by 1%.
     """
     from scipy.linalg.blas import sasum
 
-    w, p, total = w.numpy(), p.numpy(), np.zeros(8)
-    buffer = torch.empty(min(_CHUNK, w.size)).numpy()  # torch aligns memory; BLAS sums differ in the last bit otherwise
+    w, p, total, samples = w.numpy(), p.numpy(), np.zeros(8), []
+    buffer = buffer.numpy()  # torch aligns memory; BLAS sums differ in the last bit otherwise
     with np.errstate(all="ignore"):
         for start in range(0, w.size, _CHUNK):
             a, b = w[start : start + _CHUNK], p[start : start + _CHUNK]
@@ -166,10 +174,11 @@ def _sums_on_cpu(w: Tensor, p: Tensor, with_previous: bool, update: bool) -> Ten
             l1, squares = sasum(z), z.dot(z)
             elementwise = sasum(np.divide(z, b, out=z))
             if np.isnan(elementwise):  # 0 / 0
-                elementwise = np.abs(np.nan_to_num(z, nan=0.0, posinf=np.inf, neginf=np.inf)).sum()
+                elementwise = np.abs(np.nan_to_num(z, copy=False, nan=0.0, posinf=np.inf, neginf=np.inf)).sum()
+            samples.append(np.abs(z[-start % every :: every]))
             total[:6] += l1, squares, elementwise, sasum(a), a.dot(a), a.dot(b)
             if with_previous:
                 total[6:] += sasum(b), b.dot(b)
             if update:
                 b[:] = a
-    return torch.from_numpy(total)
+    return torch.from_numpy(total), torch.from_numpy(np.concatenate(samples) if samples else np.empty(0, w.dtype))

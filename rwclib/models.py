@@ -107,6 +107,56 @@ def resnet18(num_classes: int, in_channels: int, width: int) -> nn.Module:
     return _ResNet(BasicBlock, [2, 2, 2, 2], num_classes, in_channels, width)
 
 
+@network(groups=_resnet_group)
+def resnet34(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    """ResNet-34, which study 2's released code builds under the name ResNet-50: 37 weight tensors, 21.28 M parameters at
+    width 64 and 10 classes, otherwise as `resnet18`.
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    return _ResNet(BasicBlock, [3, 4, 6, 3], num_classes, in_channels, width)
+
+
+@network(groups=_resnet_group)
+def resnet50(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    """ResNet-50, which study 2's text names: bottleneck blocks, 54 weight tensors, 23.52 M parameters at width 64 and 10
+    classes, otherwise as `resnet18`.
+    """
+    from torchvision.models.resnet import Bottleneck
+
+    return _ResNet(Bottleneck, [3, 4, 6, 3], num_classes, in_channels, width)
+
+
+PRIMITIVES = {  # of EfficientNet's layers, as study 2 splits them: what their names contain
+    "DW": ("conv_dw.",),
+    "PW": ("conv_pw.",),
+    "PWL": ("conv_pwl.",),
+    "SE": (".se.conv_reduce.", ".se.conv_expand."),
+}
+
+
+def _efficientnet_group(layer: str) -> str:
+    found = [name for name, parts in PRIMITIVES.items() if any(part in layer for part in parts)]
+    return found[0] if found else "stem" if layer.startswith("conv_stem") else "head"
+
+
+@network(groups=_efficientnet_group)
+def efficientnet_b4(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    """EfficientNet-B4 as in study 2, timm's `tf_efficientnet_b4` without drop path: 161 weight tensors, 17.57 M
+    parameters at width 64 and 10 classes, timm's initialisation.
+
+    Groups by primitive: `DW` depthwise (32 tensors), `PW` pointwise (32), `PWL` linear pointwise (30), `SE`
+    squeeze-and-excitation (64), `stem`, `head`. Below width 64 channels are scaled by width / 64, and the depth is that of
+    EfficientNet-B0 (16, 16, 15, 32 tensors).
+    """
+    from timm.models import efficientnet
+
+    return efficientnet._gen_efficientnet(  # what `timm.create_model` calls, with the two multipliers given
+        "tf_efficientnet_b4", channel_multiplier=1.4 * width / 64, depth_multiplier=1.8 if width >= 64 else 1.0,
+        num_classes=num_classes, in_chans=in_channels, bn_eps=1e-3, pad_type="same", drop_path_rate=0.0,
+    )  # fmt: skip
+
+
 def _vgg_group(layer: str) -> str:
     """`early`, `middle`, `late`: convolutions 1-4, 5-11, 12-16 (the paper's text names the 11th twice)."""
     if layer.startswith("classifier"):

@@ -25,6 +25,7 @@ LABELS = {
 }
 _STYLE = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 _COLORS = sns.color_palette("colorblind")
+CLUSTER_COLORS = ("#4C72B0", "#55A868", "#CCB974", "#C44E52", "#64B5CD")  # by label, as the published figures have them
 
 
 class Figure(mpl_figure.Figure):
@@ -214,6 +215,101 @@ def definitions_by_layer(means: pd.DataFrame, *, titles: Mapping[str, str], capt
         handles = {label: line for axes in row for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
         figure.alt = "Each layer's mean change, the elementwise mean against Eq. 1, with the line of equality"
+        figure.supxlabel(caption, fontsize=7, color="0.35")
+    return figure
+
+
+def cluster_lines(
+    panels: Sequence[tuple[str, pd.DataFrame, np.ndarray]], *, title: str, caption: str, columns: int = 2
+) -> Figure:
+    """A panel per clustering: a line per layer in its cluster's colour, the cluster's mean as a thick line.
+
+    Args:
+        panels: title, curves (layers, epochs) and labels (layers,) int of each; filled row by row.
+        title, caption: above and below the panels.
+        columns: panels in a row.
+    """
+    rows = -(-len(panels) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.7 * columns, 2.3 * rows + 0.9), layout="constrained")
+        for axes, (name, curves, labels) in zip(
+            figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False
+        ):
+            top = 1.5 * np.quantile(curves.to_numpy(), 0.99)
+            for label in np.unique(labels):
+                inside, color = curves[labels == label], CLUSTER_COLORS[label % len(CLUSTER_COLORS)]
+                axes.plot(curves.columns, inside.T, color=color, lw=0.6, alpha=0.55)
+                axes.plot(curves.columns, inside.mean(), color=color, lw=2, label=f"{len(inside)}")
+                top = max(top, 1.05 * inside.mean().max() if len(inside) > 2 else 0)
+            cut = int((curves.to_numpy() > top).sum())
+            axes.set_ylim(0, min(top, 1.05 * curves.to_numpy().max()))
+            axes.set_title(name + (f"  ({cut} value{'s' * (cut > 1)} beyond the axis)" if cut else ""), fontsize=8)
+            axes.legend(fontsize=7, frameon=False, ncols=5, loc="upper right", title="layers", title_fontsize=7)
+            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        for axes in figure.axes[-columns:]:
+            axes.set_xlabel("epoch")
+        figure.supylabel("relative weight change (ratio)", fontsize=9)
+        figure.suptitle(title, fontsize=10)
+        figure.alt = f"{title}: a line per layer, coloured by cluster"
+        figure.supxlabel(caption, fontsize=7, color="0.35")
+    return figure
+
+
+def scree_lines(table: pd.DataFrame, *, title: str, caption: str, columns: int) -> Figure:
+    """Inertia over the number of clusters as a share of that of one cluster; circles at the elbows, a line at the published k.
+
+    Args:
+        table: columns panel, line, k, share, elbow (bool), published.
+        title, caption: above and below the panels.
+        columns: panels in a row.
+    """
+    names, lines = table["panel"].unique(), list(table["line"].unique())
+    rows = -(-len(names) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(2.4 * columns + 0.4, 2.1 * rows + 1.1), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes, name in zip(grid.flat, names, strict=False):
+            of = table[table["panel"] == name]
+            for line, part in of.groupby("line", sort=False):
+                color = _COLORS[lines.index(line)]
+                axes.plot(part["k"], part["share"], color=color, lw=1.3, marker=".", ms=4, label=line)
+                elbow = part[part["elbow"]]
+                axes.plot(elbow["k"], elbow["share"], "o", mfc="none", mec=color, ms=9, label="_")
+            axes.axvline(of["published"].iloc[0], color="0.5", ls=":", lw=1, label="published k")
+            axes.set_title(name, fontsize=8)
+        for axes in list(grid.flat)[len(names) :]:
+            axes.set_visible(False)
+        handles = {
+            label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside upper center",
+            ncols=3,
+            frameon=False,
+            fontsize=8,
+            title=title,
+        )
+        figure.supylabel("inertia / inertia of one cluster", fontsize=9)
+        figure.supxlabel(f"number of clusters k\n{caption}", fontsize=7, color="0.35")
+        figure.alt = f"{title}: inertia over the number of clusters"
+    return figure
+
+
+def by_depth(table: pd.DataFrame, *, caption: str, ylabel: str) -> Figure:
+    """A line per column of `table` against the layers in order of depth, logarithmic; the caption below."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for color, marker, name in zip(_COLORS, "os^D", table.columns, strict=False):
+            axes.plot(range(1, len(table) + 1), table[name], color=color, marker=marker, ms=4, lw=1.3, label=name)
+        axes.set(yscale="log", xlabel="layer, in order of depth", ylabel=ylabel)
+        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=8)
+        figure.alt = f"{ylabel} by depth: {', '.join(table.columns)}"
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rwclib import claims
+from rwclib import claims, scorecards
 from rwclib.claims import Accuracy, Claim, Comparison, Group, Nearer, rising
 
 
@@ -201,10 +201,10 @@ def test_published_medians_are_judged_with_their_reading_errors_in_quadrature():
 
 
 def test_intervals_are_called_what_they_are():
-    assert claims.interval_text(2, "seeds") == "range of 2 seeds"
-    assert claims.interval_text(5, "seeds") == "95%, over 5 seeds"
-    assert claims.interval_text(1, "layers") == "95%, over layers of 1 seed"
-    assert claims.interval_text(1, "-") == "none (1 seed)"
+    assert scorecards.interval_text(2, "seeds") == "range of 2 seeds"
+    assert scorecards.interval_text(5, "seeds") == "95%, over 5 seeds"
+    assert scorecards.interval_text(1, "layers") == "95%, over layers of 1 seed"
+    assert scorecards.interval_text(1, "-") == "none (1 seed)"
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
@@ -230,9 +230,31 @@ def test_tables_print_points_and_ratios_and_name_each_data_copy_once():
         train_top1=[(50.0, 90.4)] * 2 + [(50.0, 50.4)],
         data=[["D: exact"], ["D: exact"], ["E: a copy"]],
     )
-    for text in (claims.to_text(rows), claims.to_markdown(rows)):
+    for text in (scorecards.to_text(rows), scorecards.to_markdown(rows)):
         assert "1.50 [1.50, 1.50]" in text
         assert "+0.00 [-0.50, +0.50] points" in text
         assert text.count("D: exact") == 1
         assert "50-90%" in text
         assert "50%" in text
+
+
+def test_thirds_of_a_group_are_by_depth_and_every_layer_lies_in_one():
+    table = planted({"a": 1.0}, layers=8)
+    depth = {layer: i for i, layer in enumerate(sorted(table["layer"].unique()))}
+    table = table.assign(depth=table["layer"].map(depth), rwc=table["layer"].map(depth) + 1.0)
+    groups = {third: Group("m", "d", "a", third) for third in ("early", "middle", "late")}
+    found = claims.compare(table, Comparison(groups["late"], groups["early"]), "rwc")
+    assert found["effect"] == pytest.approx(np.mean([7, 8]) / np.mean([1, 2, 3]))
+    found = claims.compare(table, Comparison(groups["middle"], groups["early"]), "rwc")
+    assert found["effect"] == pytest.approx(5 / 2)
+    claim = Claim("T", "t", (Comparison(groups["late"], groups["early"]),))
+    assert claim.label(claim.comparisons[0]) == "late a / early a"
+
+
+def test_accuracies_of_every_kind_can_be_claimed():
+    epochs = pd.DataFrame({"model": "m", "dataset": "d", "seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2],
+                           "train_top5": [10.0, 99.0, 20.0, 97.0]})  # fmt: skip
+    found = claims.compare_accuracy(epochs, Accuracy("m", "d", 99.0, kind="train_top5"))
+    assert found["effect"] == pytest.approx(-1.0)
+    assert found["verdict"] == "unclear"  # one of the seeds is exactly 2 points away
+    assert Accuracy("m", "d", 99.0, kind="train_top5").label == "train top-5 - published"

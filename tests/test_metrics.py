@@ -374,7 +374,7 @@ def test_device_arithmetic_equals_cpu_arithmetic(n, zeros):
     if zeros == "all":
         previous[:] = 0
     on_device = metrics._sums_on_device(current, previous)
-    on_cpu = metrics._sums_on_cpu(current, previous, True, False)
+    on_cpu = metrics._sums_on_cpu(current, previous, True, False, 1, torch.empty(metrics._CHUNK))[0]
     assert on_device.dtype == on_cpu.dtype == torch.float64
     assert on_device.tolist() == [close(v) for v in on_cpu.tolist()]
 
@@ -383,7 +383,10 @@ def test_device_arithmetic_equals_cpu_arithmetic(n, zeros):
 def test_device_arithmetic_shows_weights_that_are_not_finite_as_cpu_arithmetic_does(bad):
     current, previous = (t.float() for t in pair(70_000))
     current[-1] = bad
-    for sums in (metrics._sums_on_device(current, previous), metrics._sums_on_cpu(current, previous, True, False)):
+    for sums in (
+        metrics._sums_on_device(current, previous),
+        metrics._sums_on_cpu(current, previous, True, False, 1, torch.empty(metrics._CHUNK))[0],
+    ):
         assert not sums[[0, 1, 3, 4]].isfinite().any()  # both differences, both norms of the current weights
         assert sums[-2:].isfinite().all()  # norms of the previous ones
 

@@ -1,6 +1,7 @@
 """The studies, two modules each: `<study>` has its runs and the tables behind its figures, `<study>_claims` its claims.
 
-The first has `runs(profile, ...) -> [RunConfig]`, the second `scorecard(results, profile) -> DataFrame`.
+`base` and `scoring` are what they share. The first has `runs(profile, ...) -> [RunConfig]`, the second
+`scorecard(results, profile) -> DataFrame`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from types import ModuleType
 
 from rwclib.errors import ConfigError
 
-STUDIES = ("layerwise",)
+STUDIES = ("layerwise", "weightscale")
 
 
 def get(name: str, part: str = "") -> ModuleType:

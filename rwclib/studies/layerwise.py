@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from rwclib import archive, claims, data, plotting
-from rwclib.config import PROFILES, RunConfig, check_profile
-from rwclib.errors import ArchiveError, ConfigError, DataError
-from rwclib.progress import SweepProgress
-from rwclib.sweep import run_all
+from rwclib.config import RunConfig, check_profile
+from rwclib.errors import ConfigError
+from rwclib.studies import base
+from rwclib.studies.base import best, caption, learned, shown
 
 STUDY = "layerwise"
 DATASETS = ("cifar10", "cifar100", "mnist", "fashion_mnist")
@@ -37,14 +37,17 @@ MODELS = {
         "weight_decay": 1e-4,
         "top1": {"cifar10": 81.0, "cifar100": 53.0, "mnist": 98.5, "fashion_mnist": 89.5},
         "sizes": {"quick": {"epochs": 20}},  # cheaper, and slow to leave chance: the slower, the narrower
-        "colour": {"reduced": {"width": 32, "epochs": 60}},  # on MNIST, at its rate of 0.1, still at chance
+        "colour": {  # at their small rates 20 epochs do not leave it either; the reduced size does not on MNIST, at 0.1
+            "quick": {"epochs": 8},
+            "reduced": {"width": 32, "epochs": 60},
+        },
     },
 }
 
 # Profile: width, images, epochs and seeds, unless a model says otherwise. `None` images is all of them.
 SIZES = {
     "smoke": {"width": 8, "n_train": 512, "n_test": 256, "epochs": 2, "seeds": SEEDS[:1]},
-    "quick": {"width": 16, "n_train": 2048, "n_test": 1000, "epochs": 8, "seeds": SEEDS[:2]},
+    "quick": {"width": 16, "n_train": 2048, "n_test": 256, "epochs": 8, "seeds": SEEDS[:2]},
     "reduced": {"width": 16, "n_train": 10_000, "n_test": 2000, "epochs": 30, "seeds": SEEDS[:3]},
     "paper": {"width": 64, "n_train": None, "n_test": None, "epochs": 150, "seeds": SEEDS, "precision": "bf16"},
 }
@@ -88,6 +91,16 @@ def runs(
     ]
 
 
+def tables(results: str | Path | None = None, profile: str = "best", **which: object) -> archive.Tables:
+    """Finished runs, as `base.load`."""
+    return base.load(runs, results, profile, **which)
+
+
+def prepare(profile: str, models: list[str], **rest: object) -> tuple[archive.Tables, list[str]]:
+    """What a notebook draws, as `base.prepare`."""
+    return base.prepare(runs, profile, models, **rest)
+
+
 # Figures 1-12: pairs of neighbouring ResNet-18 blocks on each data set, in the paper's order. 13-16: VGG. 17-20: AlexNet.
 FIGURES = {
     3 * i + j: ("resnet18", dataset, (f"block{j}", f"block{j + 1}"))
@@ -115,54 +128,6 @@ def published() -> pd.DataFrame:
         "figure": table["journal_fig"], "model": table["model"].map(names), "dataset": table["dataset"].map(sets),
         "group": table["group"].map(groups), "median": table["p50"], "epochs": table["last_epoch"],
     })  # fmt: skip
-
-
-def tables(
-    results: str | Path | None = None,
-    profile: str = "best",
-    *,
-    models: list[str] | None = None,
-    datasets: list[str] | None = None,
-    seeds: list[int] | None = None,
-) -> archive.Tables:
-    """Finished runs of one profile, or of all profiles (`best`), with a column `profile` in each table.
-
-    Raises:
-        ConfigError: unknown profile, model or data set.
-        ArchiveError: a run directory is damaged.
-    """
-    parts = {}
-    for name in PROFILES if profile == "best" else [check_profile(profile)]:
-        configs = runs(name, models=models, datasets=datasets, seeds=seeds)
-        parts[name] = archive.load(configs, Path(results or archive.default_results()), status="done")
-
-    def together(kind: str) -> pd.DataFrame:
-        tidy = [getattr(part, kind).assign(profile=name) for name, part in parts.items()]
-        return pd.concat([table for table in tidy if len(table)] or tidy[:1], ignore_index=True)
-
-    return archive.Tables(*(together(kind) for kind in ("runs", "layers", "epochs")))
-
-
-def learned(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, str]]]:
-    """The tables without the runs at chance, and the (profile, model, dataset) of these.
-
-    A run is at chance if its training top-1 in the last epoch is below twice that of guessing. How the weights of such a
-    network move says nothing about learning, so claims are not judged on it; figures and accuracies still show it.
-    """
-    if found.epochs.empty:
-        return found, set()
-    last = archive.last_epochs(found.epochs)
-    guessing = last["dataset"].map(lambda name: 100 / data.get(name).num_classes)
-    bad = last[last["train_top1"] < 2 * guessing]
-    kept = (table[~table["hash"].isin(bad["hash"])] for table in (found.runs, found.layers, found.epochs))
-    return archive.Tables(*kept), set(bad[["profile", "model", "dataset"]].itertuples(index=False, name=None))
-
-
-def best(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
-    """The rows of `table` for one model and data set at the most telling profile it has (of the published order)."""
-    rows = table[(table["model"] == model) & (table["dataset"] == dataset)]
-    found = [name for name in PROFILES if name in set(rows["profile"])]
-    return rows[rows["profile"] == found[-1]] if found else rows
 
 
 def figures(model: str, dataset: str) -> list[int]:
@@ -229,20 +194,6 @@ def draw(
         yield number, figure, figure_table(found.layers, number, dataset)
 
 
-def caption(found: archive.Tables, model: str, dataset: str) -> str:
-    """Profile, size, seeds, training accuracy and data copy of the runs that a figure of this model and data set shows."""
-    epochs = best(found.epochs, model, dataset)
-    top1 = epochs.loc[epochs["epoch"] == epochs["epoch"].max(), "train_top1"].mean()
-    rows = best(found.runs, model, dataset).astype({"images": int, "epochs": int, "width": int})
-    run, seeds, notes = rows.iloc[0], sorted(rows["seed"]), "; ".join(rows["data_note"].unique())
-    return (
-        f"profile {run['profile']}: width {run['width']} of 64, {run['images']:,} images, {run['epochs']} epochs, "
-        f"{run['precision']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-        f"{'; band: range over seeds' if len(seeds) > 1 else ''}; training top-1 at the end {top1:.0f}%\n"
-        f"data copy: {notes}"
-    )
-
-
 def overview_caption(found: archive.Tables, model: str) -> str:
     """The captions of all data sets of a model, one line each."""
     lines = ["epochs after the first; bars: range over seeds where there are several"]
@@ -253,20 +204,6 @@ def overview_caption(found: archive.Tables, model: str) -> str:
         )
         lines[-1] += f"; copy {row['data copy'].split(';')[0]}"
     return "\n".join(lines)
-
-
-def shown(found: archive.Tables, model: str) -> pd.DataFrame:
-    """The runs that the figures of a model show, one row per data set."""
-    result = []
-    for dataset in dict.fromkeys(found.runs.loc[found.runs["model"] == model, "dataset"]):
-        rows = best(found.runs, model, dataset)
-        run = rows.iloc[0]
-        result.append({
-            "dataset": dataset, "profile": run["profile"], "seeds": ",".join(map(str, sorted(rows["seed"]))),
-            "width": run["width"], "images": int(run["images"]), "epochs": int(run["epochs"]), "device": run["device"],
-            "data copy": run["data_note"],
-        })  # fmt: skip
-    return pd.DataFrame(result)
 
 
 def group_means(found: archive.Tables, model: str) -> pd.DataFrame:
@@ -293,64 +230,13 @@ def group_means(found: archive.Tables, model: str) -> pd.DataFrame:
     return table.sort_values("group", key=lambda names: names.map(groups.index), kind="stable", ignore_index=True)
 
 
-def prepare(
-    profile: str,
-    models: list[str],
-    *,
-    datasets: list[str],
-    seeds: list[int] | None = None,
-    results: str | Path,
-    retrain: bool = False,
-    device: str = "auto",
-    jobs: int | None = None,
-) -> tuple[archive.Tables, list[str]]:
-    """What a notebook draws: the archive's tables, after training what is missing if `retrain`, and their data sets.
-
-    Data sets that are not on this machine and cannot be fetched are named and left out. If none can be had, the bundled
-    Fashion-MNIST sample is trained under its own name instead, and that is said.
-    """
-    if retrain:
-        here = []
-        for dataset in datasets:
-            try:
-                data.load(dataset)
-                here.append(dataset)
-            except DataError as error:
-                print(f"not run: {error}")
-        if not here:
-            print(f"none of the data sets can be had: training on the bundled {data.get(data.SAMPLE).title} instead")
-            here = [data.SAMPLE]
-        datasets = here
-        configs = runs(profile, models=models, datasets=datasets, seeds=seeds)
-        with SweepProgress(configs) as tell:
-            report = run_all(configs, results=results, device=device, jobs=jobs, progress=tell)
-        for name, message in report.diverged.items():
-            print(f"left out: {name}: {message}")
-        if report.failed:
-            raise ArchiveError("; ".join(f"{name} failed: {message}" for name, message in report.failed.items()))
-    return tables(results, profile, models=models, datasets=datasets, seeds=seeds), datasets
-
-
 def accuracy_table(epochs: pd.DataFrame, models: list[str] | None = None) -> pd.DataFrame:
     """Test top-1 (percent, last epoch, mean over seeds) beside the published, one row per model, data set and profile.
 
     Columns: model, dataset, profile, seeds, epochs, train_top1, test_top1, published, miss (ours less the published).
     What has no run at any profile has one row of profile `not run`.
     """
-    columns = ["model", "dataset", "profile", "seeds", "epochs", "train_top1", "test_top1", "published", "miss"]
-    table = pd.DataFrame(
-        [(model, dataset, paper) for model in models or MODELS for dataset, paper in MODELS[model]["top1"].items()],
-        columns=["model", "dataset", "published"],
-    )
-    if len(epochs):
-        means = archive.last_epochs(epochs).groupby(["model", "dataset", "profile"], sort=False).agg(
-            seeds=("seed", "nunique"), epochs=("epoch", "max"), train_top1=("train_top1", "mean"),
-            test_top1=("test_top1", "mean"),
-        )  # fmt: skip
-        table = table.merge(means.reset_index(), how="left")
-    table = (
-        table.reindex(columns=columns)
-        .astype({"profile": "object"})
-        .fillna({"profile": "not run", "seeds": 0, "epochs": 0})
-    )
-    return table.astype({"seeds": int, "epochs": int}).assign(miss=table["test_top1"] - table["published"])
+    published = {(model, on): top1 for model in models or MODELS for on, top1 in MODELS[model]["top1"].items()}
+    table = base.accuracies(epochs, published, ("train_top1", "test_top1"))
+    table["published"] = [published[pair] for pair in zip(table["model"], table["dataset"], strict=True)]
+    return table.assign(miss=table["test_top1"] - table["published"])

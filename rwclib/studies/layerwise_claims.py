@@ -9,8 +9,7 @@ import pandas as pd
 
 from rwclib import archive, claims, data
 from rwclib.claims import Accuracy, Claim, Comparison, Group, Nearer, rising
-from rwclib.config import PROFILES
-from rwclib.studies import layerwise
+from rwclib.studies import layerwise, scoring
 
 _EARLY_TO_LATE = {
     "resnet18": ("block1", "block2", "block3", "block4"),
@@ -115,12 +114,8 @@ def details(
     models: Sequence[str] = tuple(layerwise.MODELS),
     metrics: Mapping[str, str] = claims.DEFINITIONS,
 ) -> pd.DataFrame:
-    """Every comparison of the claims, as far as they speak of `models` alone; as `rwclib.claims.details`.
-
-    Runs at chance are not judged on (`rwclib.studies.layerwise.learned`).
-    """
-    judged, _ = layerwise.learned(found)
-    return claims.details(judged.layers, judged.epochs, claims.about(CLAIMS, models), list(PROFILES), metrics)
+    """Every comparison of the claims, as far as they speak of `models` alone; as `scoring.details`."""
+    return scoring.details(found, claims.about(CLAIMS, models), metrics)
 
 
 def verdicts(
@@ -128,49 +123,8 @@ def verdicts(
     models: Sequence[str] = tuple(layerwise.MODELS),
     metrics: Mapping[str, str] = claims.DEFINITIONS,
 ) -> pd.DataFrame:
-    """The scorecard of these tables, with four more columns.
-
-    `text`, the claim's sentence; `data`, a list of `title: data copy` of the runs used; `train_top1`, the lowest and the
-    highest training accuracy (percent) among them; `reason`, why it was not run.
-    """
-    table = claims.scorecard(details(found, models, metrics))
-    known = {claim.id: claim for claim in claims.about(CLAIMS, models)}
-    table.insert(1, "text", table["claim"].map({claim_id: claim.text for claim_id, claim in known.items()}))
-    table["data"] = [
-        _copies(found.runs[found.runs["profile"] == row.profile], known[row.claim].runs) for row in table.itertuples()
-    ]
-    judged, at_chance = layerwise.learned(found)
-    last = archive.last_epochs(judged.epochs)
-    table["train_top1"] = [_range(last, row.profile, known[row.claim].runs) for row in table.itertuples()]
-    table["reason"] = [
-        _reason(known[row.claim], found, at_chance) if row.verdict == "not run" else "" for row in table.itertuples()
-    ]
-    return table
-
-
-def _reason(claim: Claim, found: archive.Tables, at_chance: set[tuple[str, str, str]]) -> str:
-    """Why a claim could not be judged on these tables."""
-    if claim.profile and claim.profile not in set(found.epochs.get("profile", ())):
-        return f"needs the {claim.profile} profile"
-    chance = sorted({(model, dataset) for _, model, dataset in at_chance} & claim.runs)
-    if chance:
-        return "still at chance: " + ", ".join(" ".join(pair) for pair in chance)
-    return "no runs at one profile for all of it"
-
-
-def _range(last: pd.DataFrame, profile: str, needed: set[tuple[str, str]]) -> tuple[float, float]:
-    """Lowest and highest training top-1 of the runs needed; NaN if there are none."""
-    if last.empty:
-        return float("nan"), float("nan")
-    of_profile = last[last["profile"] == profile].set_index(["model", "dataset"])["train_top1"]
-    used = of_profile[of_profile.index.isin(needed)]
-    return used.min(), used.max()
-
-
-def _copies(runs: pd.DataFrame, needed: set[tuple[str, str]]) -> list[str]:
-    rows = runs.to_dict("records")
-    used = {(row["dataset"], row["data_note"]) for row in rows if (row["model"], row["dataset"]) in needed}
-    return [f"{data.get(name).title}: {note}" for name in data.DATASETS for of, note in sorted(used) if of == name]
+    """The scorecard of these tables, as `scoring.verdicts`."""
+    return scoring.verdicts(found, claims.about(CLAIMS, models), metrics)
 
 
 def published_details() -> pd.DataFrame:

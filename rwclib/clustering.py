@@ -1,0 +1,198 @@
+"""Layers grouped by their curves of relative weight change: outliers, k-means, choice of k, projection, stability.
+
+Every function takes a float array (layers, epochs), one row per layer: a tracker's history, an archived run, or the
+arrays that the authors of arXiv 2107.07005 released. `clean` and `cluster` are what that paper does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from rwclib.errors import ConfigError
+
+SCALES = {
+    "raw": "the curves as they are (the paper)",
+    "log": "their logarithms: ratios instead of differences, so that spikes do not decide",
+    "shape": "each divided by its own mean: when a layer changes, not how much",
+}
+METHODS = {
+    "k-means": "k-means++ (the paper)",
+    "agglomerative": "Ward linkage: the same aim, without a random start",
+    "hdbscan": "dense regions; chooses the number of clusters itself and leaves lone layers out (label -1)",
+}
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """labels (layers,) int; centroids (k, epochs); inertia, the sum of squared distances of layers to their centroids."""
+
+    labels: np.ndarray
+    centroids: np.ndarray
+    inertia: float
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of layers of each cluster."""
+        return np.bincount(self.labels, minlength=len(self.centroids)).tolist()
+
+
+def _checked(rwc: np.ndarray, *, finite: bool = True) -> np.ndarray:
+    array = np.asarray(rwc, dtype=np.float64)
+    if array.ndim != 2 or not array.size:
+        raise ConfigError(f"expected an array (layers, epochs) with at least one of each, not shape {array.shape}")
+    if np.isnan(array).any():
+        raise ConfigError(f"layer {np.isnan(array).any(1).argmax()} has a change of NaN; leave such layers out")
+    if finite and np.isinf(array).any():
+        raise ConfigError(f"layer {np.isinf(array).any(1).argmax()} has an infinite change; use `fill_infinite` first")
+    return array
+
+
+def fill_infinite(rwc: np.ndarray) -> np.ndarray:
+    """Infinite values replaced by the layer's sum of finite values over the number of all its epochs, infinite ones too.
+
+    That is the released code's replacement, a little below the mean of the finite values; 0 if no value is finite.
+    """
+    array = _checked(rwc, finite=False)
+    finite = np.isfinite(array)
+    return np.where(finite, array, np.where(finite, array, 0).sum(1, keepdims=True) / array.shape[1])
+
+
+def replace_outliers(rwc: np.ndarray, n_std: float = 2.0) -> np.ndarray:
+    """Values more than `n_std` standard deviations (ddof 0) from the layer's mean replaced by that mean.
+
+    One pass, as the paper does it: the mean and the standard deviation include the outliers themselves.
+    """
+    array = _checked(rwc)
+    mean = array.mean(1, keepdims=True)
+    return np.where(abs(array - mean) > n_std * array.std(1, keepdims=True), mean, array)
+
+
+def clean(rwc: np.ndarray) -> np.ndarray:
+    """The paper's preparation: `fill_infinite`, then `replace_outliers`."""
+    return replace_outliers(fill_infinite(rwc))
+
+
+def scale(rwc: np.ndarray, how: str) -> np.ndarray:
+    """The curves on a scale of `SCALES`; a layer that never changed stays at 0 on each of them."""
+    array = _checked(rwc)
+    if how not in SCALES:
+        raise ConfigError(f"unknown scale {how!r}; known: {', '.join(SCALES)}")
+    if how == "log":
+        positive = array[array > 0]
+        return np.log(np.maximum(array, positive.min())) if positive.size else np.zeros_like(array)
+    if how == "shape":
+        mean = array.mean(1, keepdims=True)
+        return np.divide(array, mean, out=np.zeros_like(array), where=mean != 0)
+    return array
+
+
+def cluster(rwc: np.ndarray, k: int, seed: int = 0, n_init: int = 10) -> Clusters:
+    """k-means++ on the epochs' values, unscaled, at most 300 iterations, the best of `n_init` starts.
+
+    Raises:
+        ConfigError: k below 1 or above the number of distinct layers.
+    """
+    from sklearn.cluster import KMeans
+
+    array = _checked(rwc)
+    distinct = len(np.unique(array, axis=0))
+    if not 1 <= k <= distinct:
+        raise ConfigError(f"k is {k}, but there are {distinct} distinct layers; choose k from 1 to {distinct}")
+    found = KMeans(k, n_init=n_init, max_iter=300, random_state=seed).fit(array)
+    return Clusters(found.labels_, found.cluster_centers_, float(found.inertia_))
+
+
+def partition(rwc: np.ndarray, labels: Iterable) -> Clusters:
+    """Centroids and inertia of given labels of any kind; clusters are numbered in the order of their first layer."""
+    array, (codes, _) = _checked(rwc), pd.factorize(np.asarray(list(labels)))
+    if len(codes) != len(array):
+        raise ConfigError(f"{len(codes)} labels for {len(array)} layers; give one for each")
+    centroids = np.stack([array[codes == code].mean(0) for code in range(codes.max() + 1)])
+    return Clusters(codes, centroids, float(((array - centroids[codes]) ** 2).sum()))
+
+
+def is_fixed_point(rwc: np.ndarray, labels: Iterable) -> bool:
+    """Whether k-means would leave this partition as it is: every layer lies nearest to its own cluster's centroid."""
+    array, found = _checked(rwc), partition(rwc, labels)
+    distances = ((array[:, None] - found.centroids) ** 2).sum(-1)
+    return bool((distances[np.arange(len(array)), found.labels] <= distances.min(1)).all())
+
+
+def project(rwc: np.ndarray) -> np.ndarray:
+    """The layers' first two principal components, (layers, 2); 0 for what a single layer or epoch does not have."""
+    from sklearn.decomposition import PCA
+
+    array = _checked(rwc)
+    count = min(2, *array.shape)
+    found = PCA(count, svd_solver="full").fit_transform(array) if len(array) > 1 else np.zeros((1, count))
+    return np.pad(found, ((0, 0), (0, 2 - count)))
+
+
+def scree(rwc: np.ndarray, ks: Iterable[int] = range(1, 18), seed: int = 0, n_init: int = 10) -> pd.DataFrame:
+    """Inertia and mean silhouette over the number of clusters, columns k, inertia, silhouette.
+
+    Numbers of clusters above that of distinct layers are left out; the silhouette is NaN for one cluster, and where
+    every layer has its own.
+    """
+    from sklearn.metrics import silhouette_score
+
+    array, rows = _checked(rwc), []
+    distinct = len(np.unique(array, axis=0))
+    for k in (k for k in ks if k <= distinct):
+        found = cluster(array, k, seed, n_init)
+        rows.append((k, found.inertia, silhouette_score(array, found.labels) if 1 < k < len(array) else np.nan))
+    return pd.DataFrame(rows, columns=["k", "inertia", "silhouette"])
+
+
+def choose_k(rwc: np.ndarray, most: int = 17, seed: int = 0, n_init: int = 10) -> pd.DataFrame:
+    """`scree` over k = 1..`most` with two columns that mark a choice: `elbow` (kneed's) and `best` silhouette.
+
+    Neither is marked where there is nothing to choose from: no bend in the inertias, no silhouette.
+    """
+    from kneed import KneeLocator
+
+    table = scree(rwc, range(1, most + 1), seed, n_init)
+    bends = len(table) > 2 and table["inertia"].iloc[0] > 0
+    elbow = KneeLocator(table["k"], table["inertia"], curve="convex", direction="decreasing").elbow if bends else None
+    return table.assign(elbow=table["k"] == elbow, best=table["silhouette"] == table["silhouette"].max())
+
+
+def labels(rwc: np.ndarray, k: int, method: str = "k-means", seed: int = 0) -> np.ndarray:
+    """(layers,) labels by a method of `METHODS`; -1 marks layers that HDBSCAN leaves out, and k does not bind it."""
+    from sklearn.cluster import HDBSCAN, AgglomerativeClustering
+
+    array = _checked(rwc)
+    if method not in METHODS:
+        raise ConfigError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    if method == "k-means":
+        return cluster(array, k, seed).labels
+    if len(array) < 2:
+        return np.zeros(len(array), dtype=int)
+    if method == "agglomerative":
+        return AgglomerativeClustering(min(k, len(array))).fit_predict(array)
+    return HDBSCAN(min_cluster_size=min(3, len(array)), copy=True).fit_predict(array)
+
+
+def stability(rwc: np.ndarray, k: int, method: str = "k-means", repeats: int = 20, seed: int = 0) -> pd.DataFrame:
+    """Adjusted Rand index of repeated clusterings with the first: 1 for the same partition, about 0 for chance.
+
+    Columns: over (`seeds`: another random start; `epochs`: epochs drawn with replacement), median, low and high (the
+    5th and 95th percentile of `repeats`).
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    array, rng = _checked(rwc), np.random.default_rng(seed)
+    first, rows = labels(array, k, method, seed), []
+    drawn = [rng.integers(0, array.shape[1], array.shape[1]) for _ in range(repeats)]
+    others = {
+        "seeds": [labels(array, k, method, seed + 1 + i) for i in range(repeats)],
+        "epochs": [labels(array[:, epochs], k, method, seed) for epochs in drawn],
+    }
+    for over, found in others.items():
+        scores = [adjusted_rand_score(first, other) for other in found]
+        rows.append((over, *np.quantile(scores, [0.5, 0.05, 0.95])))
+    return pd.DataFrame(rows, columns=["over", "median", "low", "high"])

@@ -1,0 +1,75 @@
+"""A scorecard as text and as Markdown.
+
+Both take a table as `rwclib.claims.scorecard` gives it, with four more columns: `text`, the claims' sentences; `data`,
+lists of `title: data copy`; `train_top1`, the lowest and the highest training accuracy (percent) of the runs; `reason`,
+why a claim was not run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+
+def interval_text(seeds: int, resampled: str) -> str:
+    """What an interval is, in words."""
+    if resampled == "-":
+        return f"none ({seeds} seed)" if seeds else "-"
+    if resampled == "seeds":
+        return f"range of {seeds} seeds" if seeds < 4 else f"95%, over {seeds} seeds"
+    return f"95%, over layers of {seeds} seed"
+
+
+def _finding(row: pd.Series) -> str:
+    """Verdict, counts and weakest comparison of one claim under one definition."""
+    if row["verdict"] == "not run":
+        return f"not run ({row['reason']})" if row["reason"] else "not run"
+    sign, unit = ("+", " points") if row["unit"] == "points" else ("", "")
+    interval = f" [{row['low']:{sign}.2f}, {row['high']:{sign}.2f}]" if row["resampled"] != "-" else ""
+    counts = f"{row['holds']}/{row['unclear']}/{row['fails']}"
+    return f"{row['verdict']} {counts}, {row['weakest']} {row['effect']:{sign}.2f}{interval}{unit}"
+
+
+def _circumstances(row: pd.Series) -> list[str]:
+    """Interval, profile, training accuracies and data sets behind one claim."""
+    low, high = row["train_top1"]
+    accuracy = "-" if np.isnan(low) else f"{low:.0f}%" if round(low) == round(high) else f"{low:.0f}-{high:.0f}%"
+    sets = ", ".join(dict.fromkeys(copy.partition(":")[0] for copy in row["data"])) or "-"
+    return [interval_text(row["seeds"], row["resampled"]), row["profile"], accuracy, sets]
+
+
+def _copies(table: pd.DataFrame) -> list[str]:
+    """What the table's data sets are copies of, one line each."""
+    return sorted({copy for copies in table["data"] for copy in copies})
+
+
+def to_text(table: pd.DataFrame) -> str:
+    """A scorecard as text, three or fewer lines to a claim, the data copies at the end.
+
+    Args:
+        table: a scorecard with four more columns: `text`, the claims' sentences; `data`, lists of `title: data copy`;
+            `train_top1`, the lowest and the highest training accuracy (percent) of the runs; `reason`, why a claim was
+            not run.
+    """
+    lines = []
+    for claim_id, rows in table.groupby("claim", sort=False):
+        first = rows.iloc[0]
+        interval, profile, accuracy, sets = _circumstances(first)
+        known = f" ({profile}; {interval}; training top-1 {accuracy}; {sets})" if first["seeds"] else ""
+        lines.append(f"{claim_id:<4}{first['text']}{known}")
+        lines += [f"    {row['definition']:<12}{_finding(row)}" for _, row in rows.iterrows()]
+    return "\n".join([*lines, "", *_copies(table)]).rstrip()
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The same as a Markdown table, one row to a claim, and a list."""
+    names = [name for name in dict.fromkeys(table["definition"]) if name != "-"]
+    rows = [["claim", "statement", *names, "interval is", "profile", "training top-1", "data"]]
+    rows.append(["---"] * len(rows[0]))
+    for claim_id, of_claim in table.groupby("claim", sort=False):
+        findings = {row["definition"]: _finding(row) for _, row in of_claim.iterrows()}
+        findings |= dict.fromkeys(names, findings["-"]) if "-" in findings else {}
+        first = of_claim.iloc[0]
+        rows.append([claim_id, first["text"], *(findings[name] for name in names), *_circumstances(first)])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", *(f"- Data copy: {copy}" for copy in _copies(table))]).rstrip()

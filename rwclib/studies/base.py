@@ -1,0 +1,156 @@
+"""What every study does with its runs: train what is missing, load the archive, choose what is shown, say what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from rwclib import archive, data
+from rwclib.config import PROFILES, RunConfig, check_profile
+from rwclib.errors import ArchiveError, DataError
+from rwclib.progress import SweepProgress
+from rwclib.sweep import run_all
+
+ACCURACIES = ("train_top1", "train_top5", "test_top1", "test_top5")
+
+
+def load(
+    runs: Callable[..., list[RunConfig]], results: str | Path | None = None, profile: str = "best", **which: object
+) -> archive.Tables:
+    """Finished runs of one profile, or of all profiles (`best`), with a column `profile` in each table.
+
+    Args:
+        runs: a study's `runs(profile, **which)`.
+        results: archive folder; default as in `archive.default_results`.
+        profile: a name in `rwclib.config.PROFILES`, or `best`.
+        which: fewer, or other, than the study's own `models`, `datasets`, `seeds`.
+
+    Raises:
+        ConfigError: unknown profile, model or data set.
+        ArchiveError: a run directory is damaged.
+    """
+    parts = {}
+    for name in PROFILES if profile == "best" else [check_profile(profile)]:
+        configs = runs(name, **which)
+        parts[name] = archive.load(configs, Path(results or archive.default_results()), status="done")
+
+    def together(kind: str) -> pd.DataFrame:
+        tidy = [getattr(part, kind).assign(profile=name) for name, part in parts.items()]
+        return pd.concat([table for table in tidy if len(table)] or tidy[:1], ignore_index=True)
+
+    return archive.Tables(*(together(kind) for kind in ("runs", "layers", "epochs")))
+
+
+def prepare(
+    runs: Callable[..., list[RunConfig]],
+    profile: str,
+    models: list[str],
+    *,
+    datasets: list[str],
+    seeds: list[int] | None = None,
+    results: str | Path,
+    retrain: bool = False,
+    device: str = "auto",
+    jobs: int | None = None,
+) -> tuple[archive.Tables, list[str]]:
+    """What a notebook draws: the archive's tables, after training what is missing if `retrain`, and their data sets.
+
+    Data sets that are not on this machine and cannot be fetched are named and left out. If none can be had, the bundled
+    Fashion-MNIST sample is trained under its own name instead, and that is said.
+    """
+    if retrain:
+        here = []
+        for dataset in datasets:
+            try:
+                data.load(dataset)
+                here.append(dataset)
+            except DataError as error:
+                print(f"not run: {error}")
+        if not here:
+            print(f"none of the data sets can be had: training on the bundled {data.get(data.SAMPLE).title} instead")
+            here = [data.SAMPLE]
+        datasets = here
+        configs = runs(profile, models=models, datasets=datasets, seeds=seeds)
+        with SweepProgress(configs) as tell:
+            report = run_all(configs, results=results, device=device, jobs=jobs, progress=tell)
+        for name, message in report.diverged.items():
+            print(f"left out: {name}: {message}")
+        if report.failed:
+            raise ArchiveError("; ".join(f"{name} failed: {message}" for name, message in report.failed.items()))
+    return load(runs, results, profile, models=models, datasets=datasets, seeds=seeds), datasets
+
+
+def learned(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, str]]]:
+    """The tables without the runs at chance, and the (profile, model, dataset) of these.
+
+    A run is at chance if its training top-1 in the last epoch is below twice that of guessing. How the weights of such a
+    network move says nothing about learning, so claims are not judged on it; figures and accuracies still show it.
+    """
+    if found.epochs.empty:
+        return found, set()
+    last = archive.last_epochs(found.epochs)
+    guessing = last["dataset"].map(lambda name: 100 / data.get(name).num_classes)
+    bad = last[last["train_top1"] < 2 * guessing]
+    kept = (table[~table["hash"].isin(bad["hash"])] for table in (found.runs, found.layers, found.epochs))
+    return archive.Tables(*kept), set(bad[["profile", "model", "dataset"]].itertuples(index=False, name=None))
+
+
+def best(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
+    """The rows of `table` for one model and data set at the most telling profile it has (of the published order)."""
+    rows = table[(table["model"] == model) & (table["dataset"] == dataset)]
+    found = [name for name in PROFILES if name in set(rows["profile"])]
+    return rows[rows["profile"] == found[-1]] if found else rows
+
+
+def caption(found: archive.Tables, model: str, dataset: str) -> str:
+    """Profile, size, seeds, training accuracy and data copy of the runs that a figure of this model and data set shows."""
+    epochs = best(found.epochs, model, dataset)
+    top1 = epochs.loc[epochs["epoch"] == epochs["epoch"].max(), "train_top1"].mean()
+    rows = best(found.runs, model, dataset).astype({"images": int, "epochs": int, "width": int})
+    run, seeds, notes = rows.iloc[0], sorted(rows["seed"]), "; ".join(rows["data_note"].unique())
+    return (
+        f"profile {run['profile']}: width {run['width']} of 64, {run['images']:,} images, {run['epochs']} epochs, "
+        f"{run['precision']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        f"{'; band: range over seeds' if len(seeds) > 1 else ''}; training top-1 at the end {top1:.0f}%\n"
+        f"data copy: {notes}"
+    )
+
+
+def shown(found: archive.Tables, model: str) -> pd.DataFrame:
+    """The runs that the figures of a model show, one row per data set."""
+    result = []
+    for dataset in dict.fromkeys(found.runs.loc[found.runs["model"] == model, "dataset"]):
+        rows = best(found.runs, model, dataset)
+        run = rows.iloc[0]
+        result.append({
+            "dataset": dataset, "profile": run["profile"], "seeds": ",".join(map(str, sorted(rows["seed"]))),
+            "width": run["width"], "images": int(run["images"]), "epochs": int(run["epochs"]), "device": run["device"],
+            "data copy": run["data_note"],
+        })  # fmt: skip
+    return pd.DataFrame(result)
+
+
+def accuracies(
+    epochs: pd.DataFrame, published: Mapping[tuple[str, str], Mapping[str, float]], kinds: tuple[str, ...] = ACCURACIES
+) -> pd.DataFrame:
+    """Accuracies (percent, last epoch, mean over seeds), one row per model, data set and profile; unlike the published.
+
+    Args:
+        epochs: as in `archive.Tables`, with a column `profile`.
+        published: of each (model, data set), the published values by kind.
+        kinds: of `ACCURACIES`, in the table's order.
+
+    Returns:
+        model, dataset, profile, seeds, epochs, then each kind. What has no run has one row of profile `not run`.
+    """
+    columns = ["model", "dataset", "profile", "seeds", "epochs", *kinds]
+    table = pd.DataFrame(list(published), columns=["model", "dataset"])
+    if len(epochs):
+        means = archive.last_epochs(epochs).groupby(["model", "dataset", "profile"], sort=False).agg(
+            seeds=("seed", "nunique"), epochs=("epoch", "max"), **{kind: (kind, "mean") for kind in kinds},
+        )  # fmt: skip
+        table = table.merge(means.reset_index(), how="left")
+    table = table.reindex(columns=columns).astype({"profile": "object"})
+    return table.fillna({"profile": "not run", "seeds": 0, "epochs": 0}).astype({"seeds": int, "epochs": int})

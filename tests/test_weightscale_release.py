@@ -1,0 +1,175 @@
+"""The released arrays: read safely, re-clustered, explained. What needs them is skipped where they cannot be had."""
+
+import hashlib
+import io
+import os
+import pickle
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rwclib import clustering, data
+from rwclib.errors import ConfigError, DataError
+from rwclib.studies import weightscale, weightscale_claims, weightscale_release
+
+HERE = (data.folder() / "published_rwc" / "rwc_resnet_cifar10.csv").exists()
+needs_arrays = pytest.mark.skipif(not HERE, reason="the released arrays are not in $RWC_DATA_DIR/published_rwc")
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    names = ("resnet34", "efficientnet_b4")
+    parts = [weightscale_release.tidy(model, dataset) for model in names for dataset in ("cifar10", "cifar100")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def saved(value):
+    """The bytes that `numpy.save` writes for a pickled object, as the release's files are."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(value, dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+CHANGES = {"conv1.weight": np.array([0.5, np.inf], dtype=np.float32), "fc.weight": [np.float32(1.0), np.float64(2.0)]}
+
+
+def test_a_pickled_dictionary_of_arrays_is_read():
+    table = weightscale_release.read_pickled(saved(CHANGES))
+    assert table.to_dict("index") == {"conv1.weight": {1: 0.5, 2: np.inf}, "fc.weight": {1: 1.0, 2: 2.0}}
+
+
+class Malicious:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path):
+    victim = tmp_path / "written"
+    content = saved({"conv1.weight": Malicious(victim)})
+    with pytest.raises(DataError, match="it asks for posix.mkdir") as error:
+        weightscale_release.read_pickled(content)
+    assert "\n" not in str(error.value)
+    assert not victim.exists()
+    pickle.loads(content[content.index(b"\x80\x04") :]) if b"\x80\x04" in content else np.load(
+        io.BytesIO(content), allow_pickle=True
+    )
+    assert victim.exists()  # the same bytes do it to an ordinary reader
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", saved(CHANGES)[:-20], saved([1, 2]), saved({"a": "text"})])
+def test_what_is_no_such_file_gives_one_sentence(content):
+    with pytest.raises(DataError, match="not a pickled dictionary of NumPy arrays"):
+        weightscale_release.read_pickled(content)
+
+
+def test_a_download_is_checked_and_kept(tmp_path, monkeypatch):
+    content, asked = saved(CHANGES), []
+
+    def answer(url, timeout):
+        asked.append(url)
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    with pytest.raises(DataError, match="is not the released file: its SHA-256 is"):
+        weightscale_release.published_rwc("resnet34", "svhn", tmp_path)
+    assert not list(tmp_path.rglob("*.csv"))
+    name, _ = weightscale_release.FILES["resnet34", "svhn"]
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(weightscale_release.FILES, ("resnet34", "svhn"), (name, digest))
+    first = weightscale_release.published_rwc("resnet50", "svhn", tmp_path)  # the release's name for it
+    again = weightscale_release.published_rwc("resnet34", "svhn", tmp_path)
+    pd.testing.assert_frame_equal(first, again, check_names=False, check_column_type=False)
+    assert len(asked) == 2
+    assert asked[0].endswith(name)
+
+
+def test_an_array_that_cannot_be_had_gives_one_sentence(tmp_path, monkeypatch):
+    def fail(url, timeout):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    with pytest.raises(DataError, match=r"expected .*rwc_resnet_svhn\.csv, and https.*\(no network\)") as error:
+        weightscale_release.published_rwc("resnet34", "svhn", tmp_path)
+    assert "\n" not in str(error.value)
+    table, missing = weightscale_release.available(data_dir=tmp_path)
+    assert table.empty
+    assert len(missing) == 6
+    with pytest.raises(ConfigError, match="no released array of resnet18 on cifar10"):
+        weightscale_release.published_rwc("resnet18", "cifar10")
+
+
+@needs_arrays
+def test_every_cluster_size_and_printed_centroid_of_the_resnets_is_reproduced(arrays):
+    table = weightscale_release.centroids(arrays)
+    assert table.groupby("dataset").size().to_dict() == {"cifar10": 4, "cifar100": 4}
+    assert table["layers"].tolist() == table["published layers"].tolist()
+    for epoch in (1, 2):
+        assert table[f"epoch {epoch}"].to_numpy() == pytest.approx(table[f"epoch {epoch}, published"], abs=1e-4)
+
+
+@needs_arrays
+def test_every_published_partition_is_a_fixed_point_of_the_published_inertia(arrays):
+    panels, labels = weightscale_release.published()
+    assert len(panels) == 2 + 2 * 4
+    for of in panels:
+        rows = arrays[(arrays["model"] == of["model"]) & (arrays["dataset"] == of["dataset"])]
+        curves = weightscale.curves(rows, of["group"], "rwc_elementwise")
+        chosen = (
+            (labels["model"] == of["model"]) & (labels["dataset"] == of["dataset"]) & (labels["group"] == of["group"])
+        )
+        known = labels[chosen].set_index("layer")["label"].loc[curves.index]
+        assert curves.shape[1] == 25
+        assert clustering.is_fixed_point(curves.to_numpy(), known), of
+        if "inertia" in of:
+            assert clustering.partition(curves.to_numpy(), known).inertia == pytest.approx(of["inertia"], abs=1e-6)
+
+
+@needs_arrays
+def test_scree_values_agree(arrays):
+    table = weightscale_release.scree(arrays)
+    assert table.groupby(["model", "dataset", "group"]).size().unique().tolist() == [17]
+    assert table["inertia"].to_numpy() == pytest.approx(table["reference"].to_numpy(), rel=1e-3)
+
+
+@needs_arrays
+def test_the_released_resnet_is_a_resnet34_whose_infinity_is_an_initial_zero(arrays):
+    table = weightscale_release.identity(arrays).set_index("network")
+    assert table["released names"].to_dict() == {"released": True, "ResNet-50": False, "ResNet-34": True}
+    infinite = weightscale_release.infinities(arrays)
+    assert infinite[["layer", "epoch"]].values.tolist() == [["layer4.2.conv2.weight", 1]] * 2
+    zeros = weightscale_release.exact_zeros().set_index("seed")["layers"]
+    assert zeros[0] == zeros[42] == "layer4.2.conv2.weight"
+
+
+@needs_arrays
+def test_the_claims_are_judged_on_the_released_arrays(arrays):
+    table = weightscale_claims.released(arrays)
+    verdict = table.groupby("claim")["verdict"].agg(set).to_dict()
+    assert verdict["W1"] == {"fails"}
+    assert verdict["W5"] == {"holds"}
+    assert verdict["W4"] == {"holds"}
+    assert "W3" not in verdict
+
+
+def test_kernel_taps_that_only_see_padding_get_no_gradient():
+    small, large = (weightscale_release.gradient_fractions(size, width=8) for size in (32, 64))
+    stage = small.index.str.split(".").str[1].astype(int)
+    assert (small[stage < 4] == 1).all()
+    assert small[stage == 4].to_numpy() == pytest.approx(9 / 25)  # 5x5 kernels on 2x2 maps
+    assert small[stage == 5].to_numpy()[1:] == pytest.approx(1 / 25)  # on 1x1 maps
+    assert small[stage == 6].to_numpy() == pytest.approx(1 / 9)
+    assert (large[stage < 5] == 1).all()
+
+
+def test_spikes_are_made_by_single_weights_near_zero():
+    table = weightscale_release.trace(epochs=2)
+    top = table.loc[(table["rwc_elementwise"] / table.groupby("layer")["rwc_elementwise"].transform("median")).idxmax()]
+    assert top["largest share"] > 0.3
+    assert top["weight"] < 1e-3
+    assert np.isfinite(table["rwc"]).all()
