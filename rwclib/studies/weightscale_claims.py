@@ -127,7 +127,7 @@ def released(layers: pd.DataFrame) -> pd.DataFrame:
     here = set(layers[["model", "dataset"]].itertuples(index=False, name=None))
     about = [claim for claim in about if claim.runs <= here]
     names = {"rwc_elementwise": "elementwise"}
-    table = claims.details(layers, pd.DataFrame(), about, [*PROFILES, "released"], names)
+    table = claims.details(layers, pd.DataFrame(columns=["profile"]), about, [*PROFILES, "released"], names)
     return table[["claim", "comparison", "effect", "low", "high", "verdict"]]
 
 

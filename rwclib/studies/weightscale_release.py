@@ -107,7 +107,7 @@ def published_rwc(model: str, dataset: str, data_dir: str | Path | None = None) 
     file = data.folder(data_dir) / "published_rwc" / f"rwc_{key[0].replace('resnet34', 'resnet')}_{dataset}.csv"
     if file.exists():
         try:
-            table = pd.read_csv(file, index_col="layer", dtype=dict.fromkeys(range(1, 100), float))
+            table = pd.read_csv(file, index_col="layer")
             table.columns = [int(name.removeprefix("epoch_")) for name in table.columns]
             return table.astype(float)
         except (ValueError, OSError, pd.errors.ParserError) as error:
