@@ -51,6 +51,12 @@ def _checked(rwc: np.ndarray, *, finite: bool = True) -> np.ndarray:
     return array
 
 
+def _check_k(array: np.ndarray, k: int) -> None:
+    distinct = len(np.unique(array, axis=0))
+    if not 1 <= k <= distinct:
+        raise ConfigError(f"k is {k}, but there are {distinct} distinct layers; choose k from 1 to {distinct}")
+
+
 def fill_infinite(rwc: np.ndarray) -> np.ndarray:
     """Infinite values replaced by the layer's sum of finite values over the number of all its epochs, infinite ones too.
 
@@ -99,9 +105,7 @@ def cluster(rwc: np.ndarray, k: int, seed: int = 0, n_init: int = 10) -> Cluster
     from sklearn.cluster import KMeans
 
     array = _checked(rwc)
-    distinct = len(np.unique(array, axis=0))
-    if not 1 <= k <= distinct:
-        raise ConfigError(f"k is {k}, but there are {distinct} distinct layers; choose k from 1 to {distinct}")
+    _check_k(array, k)
     found = KMeans(k, n_init=n_init, max_iter=300, random_state=seed).fit(array)
     return Clusters(found.labels_, found.cluster_centers_, float(found.inertia_))
 
@@ -109,8 +113,8 @@ def cluster(rwc: np.ndarray, k: int, seed: int = 0, n_init: int = 10) -> Cluster
 def partition(rwc: np.ndarray, labels: Iterable) -> Clusters:
     """Centroids and inertia of given labels of any kind; clusters are numbered in the order of their first layer."""
     array, (codes, _) = _checked(rwc), pd.factorize(np.asarray(list(labels)))
-    if len(codes) != len(array):
-        raise ConfigError(f"{len(codes)} labels for {len(array)} layers; give one for each")
+    if len(codes) != len(array) or codes.min() < 0:
+        raise ConfigError(f"{(codes >= 0).sum()} labels for {len(array)} layers; give one for each")
     centroids = np.stack([array[codes == code].mean(0) for code in range(codes.max() + 1)])
     return Clusters(codes, centroids, float(((array - centroids[codes]) ** 2).sum()))
 
@@ -128,7 +132,8 @@ def project(rwc: np.ndarray) -> np.ndarray:
 
     array = _checked(rwc)
     count = min(2, *array.shape)
-    found = PCA(count, svd_solver="full").fit_transform(array) if len(array) > 1 else np.zeros((1, count))
+    with np.errstate(invalid="ignore"):  # of equal layers, whose variance is 0
+        found = PCA(count, svd_solver="full").fit_transform(array) if len(array) > 1 else np.zeros((1, count))
     return np.pad(found, ((0, 0), (0, 2 - count)))
 
 
@@ -158,14 +163,20 @@ def choose_k(rwc: np.ndarray, most: int = 17, seed: int = 0, n_init: int = 10) -
     table = scree(rwc, range(1, most + 1), seed, n_init)
     bends = len(table) > 2 and table["inertia"].iloc[0] > 0
     elbow = KneeLocator(table["k"], table["inertia"], curve="convex", direction="decreasing").elbow if bends else None
-    return table.assign(elbow=table["k"] == elbow, best=table["silhouette"] == table["silhouette"].max())
+    best = table["silhouette"].idxmax() if table["silhouette"].notna().any() else -1
+    return table.assign(elbow=table["k"] == elbow, best=table.index == best)
 
 
 def labels(rwc: np.ndarray, k: int, method: str = "k-means", seed: int = 0) -> np.ndarray:
-    """(layers,) labels by a method of `METHODS`; -1 marks layers that HDBSCAN leaves out, and k does not bind it."""
+    """(layers,) labels by a method of `METHODS`; -1 marks layers that HDBSCAN leaves out, and k does not bind it.
+
+    Raises:
+        ConfigError: k below 1 or above the number of distinct layers; unknown method.
+    """
     from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 
     array = _checked(rwc)
+    _check_k(array, k)
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if method == "k-means":
@@ -173,26 +184,36 @@ def labels(rwc: np.ndarray, k: int, method: str = "k-means", seed: int = 0) -> n
     if len(array) < 2:
         return np.zeros(len(array), dtype=int)
     if method == "agglomerative":
-        return AgglomerativeClustering(min(k, len(array))).fit_predict(array)
+        return AgglomerativeClustering(k).fit_predict(array)
     return HDBSCAN(min_cluster_size=min(3, len(array)), copy=True).fit_predict(array)
 
 
 def stability(rwc: np.ndarray, k: int, method: str = "k-means", repeats: int = 20, seed: int = 0) -> pd.DataFrame:
     """Adjusted Rand index of repeated clusterings with the first: 1 for the same partition, about 0 for chance.
 
-    Columns: over (`seeds`: another random start; `epochs`: epochs drawn with replacement), median, low and high (the
-    5th and 95th percentile of `repeats`).
+    NaN where there is nothing to compare: over `seeds` for a method without a random start, and throughout if the method
+    puts all layers into one cluster or into none.
+
+    Returns:
+        One row each for over = `seeds` (another random start) and `epochs` (epochs drawn with replacement), with median, low
+        and high (the 5th and 95th percentile of `repeats`, at least 1).
     """
     from sklearn.metrics import adjusted_rand_score
 
     array, rng = _checked(rwc), np.random.default_rng(seed)
     first, rows = labels(array, k, method, seed), []
-    drawn = [rng.integers(0, array.shape[1], array.shape[1]) for _ in range(repeats)]
+    drawn = [rng.integers(0, array.shape[1], array.shape[1]) for _ in range(max(1, repeats))]
     others = {
-        "seeds": [labels(array, k, method, seed + 1 + i) for i in range(repeats)],
-        "epochs": [labels(array[:, epochs], k, method, seed) for epochs in drawn],
+        "seeds": [labels(array, k, method, seed + 1 + i) for i in range(len(drawn))] if method == "k-means" else [],
+        "epochs": [_labels_or_none(array[:, epochs], k, method, seed) for epochs in drawn],
     }
     for over, found in others.items():
-        scores = [adjusted_rand_score(first, other) for other in found]
-        rows.append((over, *np.quantile(scores, [0.5, 0.05, 0.95])))
+        scores = [adjusted_rand_score(first, other) for other in found if other is not None]
+        told = len(set(first.tolist())) > 1 and len(scores) > 0
+        rows.append((over, *(np.quantile(scores, [0.5, 0.05, 0.95]) if told else [np.nan] * 3)))
     return pd.DataFrame(rows, columns=["over", "median", "low", "high"])
+
+
+def _labels_or_none(array: np.ndarray, k: int, method: str, seed: int) -> np.ndarray | None:
+    """Labels, or None where the drawn epochs leave fewer than k distinct layers."""
+    return labels(array, k, method, seed) if len(np.unique(array, axis=0)) >= k else None

@@ -93,6 +93,8 @@ def test_projection_is_onto_the_directions_of_largest_variance():
 def test_stability_tells_clusters_from_noise():
     clear = clustering.stability(planted()[0], 3).set_index("over")
     assert clear.loc[["seeds", "epochs"], "median"].tolist() == [1.0, 1.0]
+    nothing = clustering.stability(np.eye(30), 3, "hdbscan")
+    assert nothing["median"].isna().all()  # not 1 because nothing is found every time
     noise = clustering.stability(RNG.standard_normal((40, 20)), 5).set_index("over")
     assert (noise["median"] < 0.6).all()
     assert (noise["low"] <= noise["median"]).all()
@@ -120,8 +122,14 @@ def test_odd_inputs_give_results_or_one_sentence():
         assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="k is 3, but there are 1 distinct layers"):
         clustering.cluster(constant, 3)
-    with pytest.raises(ConfigError, match="k is 0"):
-        clustering.cluster(planted()[0], 0)
+    for method in clustering.METHODS:
+        for k in (0, 26):
+            with pytest.raises(ConfigError, match=f"k is {k}"):
+                clustering.labels(planted()[0], k, method)
+    with pytest.raises(ConfigError, match="24 labels for 25 layers"):
+        clustering.partition(planted()[0], [None] + [1] * 24)
+    assert clustering.project(constant).tolist() == [[0.0, 0.0]] * 6
+    assert clustering.choose_k(np.eye(6))["best"].sum() == 1
     with pytest.raises(ConfigError, match="unknown scale"):
         clustering.scale(constant, "x")
     with pytest.raises(ConfigError, match="unknown method"):

@@ -42,10 +42,48 @@ def test_unknown_names_are_refused():
         weightscale.runs("huge")
 
 
-def test_reduced_networks_keep_every_primitive():
-    layers = weight_tensors(models.build("efficientnet_b4", num_classes=10, width=16))
-    counts = pd.Series([models.get("efficientnet_b4").group(name) for name in layers]).value_counts()
-    assert counts.to_dict() == {"SE": 32, "DW": 16, "PW": 16, "PWL": 15, "head": 2, "stem": 1}
+@pytest.mark.parametrize(
+    ("name", "width", "parameters", "groups"),
+    [
+        ("resnet34", 64, 21_282_122, {"stem": 1, "block1": 6, "block2": 9, "block3": 13, "block4": 7, "head": 1}),
+        ("resnet50", 64, 23_520_842, {"stem": 1, "block1": 10, "block2": 13, "block3": 19, "block4": 10, "head": 1}),
+        ("efficientnet_b4", 64, 17_566_546, {"DW": 32, "PW": 32, "PWL": 30, "SE": 64, "stem": 1, "head": 2}),
+        ("efficientnet_b4", 8, 170_412, {"DW": 16, "PW": 16, "PWL": 15, "SE": 32, "stem": 1, "head": 2}),
+    ],
+)
+def test_networks_have_the_layers_of_each_group(name, width, parameters, groups):
+    network = models.build(name, num_classes=10, width=width)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert (
+        pd.Series([models.get(name).group(layer) for layer in weight_tensors(network)]).value_counts().to_dict()
+        == groups
+    )
+
+
+def test_efficientnet_is_timms_without_drop_path():
+    import timm
+
+    ours, timms = (
+        models.build("efficientnet_b4", num_classes=10),
+        timm.create_model("tf_efficientnet_b4", num_classes=10),
+    )
+    assert str(ours) == str(timms)
+
+
+def test_a_pair_of_resolutions_counts_only_where_both_runs_are():
+    rows = planted("efficientnet_b4").assign(group="DW", layer="blocks.0.0.conv_dw.weight", depth=1)
+    pair = [rows.assign(profile="quick", hash=name, rwc=value) for name, value in (("a", 1.0), ("b", 2.0))]
+    layers = pd.concat([*pair, rows.assign(profile="reduced", hash="c")])
+    runs = pd.DataFrame({"hash": ["a", "b", "c"], "image_size": [32, 64, 32]})
+    table = weightscale.resolution_table(archive.Tables(runs, layers, pd.DataFrame()))
+    assert table.values.tolist() == [["quick", "blocks.0.0.conv_dw.weight", 0, 1.0, 2.0]]
+    assert weightscale.resolution_table(archive.Tables(runs, pair[0], pd.DataFrame())).empty
+
+
+def test_a_layer_that_is_all_zero_is_left_out_of_the_curves():
+    table = planted()
+    table.loc[table["layer"] == "layer7", "rwc"] = np.nan
+    assert len(weightscale.curves(table, "all", "rwc")) == 19
 
 
 def planted(model="resnet34", dataset="cifar10", layers=20, seeds=(0,), profile="quick"):
@@ -105,7 +143,7 @@ def test_a_spike_under_one_definition_only_fails_the_claim_under_the_other():
 def test_trends_are_rank_correlations_over_the_layers_of_a_group():
     table = weightscale.trends(planted())
     assert table["layers"].tolist() == [20]
-    assert table["Eq. 1"].iloc[0] > 0.8
+    assert table["Eq. 1"].iloc[0] == pytest.approx(0.75, abs=0.1)  # two halves: 0.87 but for the noise within
 
 
 def test_the_archive_holds_the_quick_runs_and_they_can_be_judged():

@@ -13,7 +13,7 @@ import pytest
 
 from rwclib import clustering, data
 from rwclib.errors import ConfigError, DataError
-from rwclib.studies import weightscale, weightscale_claims, weightscale_release
+from rwclib.studies import weightscale, weightscale_audit, weightscale_claims, weightscale_release
 
 HERE = (data.folder() / "published_rwc" / "rwc_resnet_cifar10.csv").exists()
 needs_arrays = pytest.mark.skipif(not HERE, reason="the released arrays are not in $RWC_DATA_DIR/published_rwc")
@@ -62,6 +62,29 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path):
     assert victim.exists()  # the same bytes do it to an ordinary reader
 
 
+class Allocates:
+    def __reduce__(self):
+        return np.ndarray, (2**50,)
+
+
+def test_names_that_are_admitted_cannot_be_misused():
+    """An array of an absurd size is not made, and a dtype's state is not set: NumPy would read where it points."""
+    with pytest.raises(DataError, match="not a pickled dictionary"):
+        weightscale_release.read_pickled(saved(Allocates()))
+    content = pickle.dumps(np.array({"a": np.array([1.0, 2.0])}, dtype=object), protocol=3)
+    forged = content.replace(b"X\x02\x00\x00\x00f8", b"X\x02\x00\x00\x00O8")
+    assert forged != content
+    with pytest.raises(DataError, match="not a pickled dictionary"):
+        weightscale_release.read_pickled(saved(CHANGES)[: saved(CHANGES).index(b"\x80")] + forged)
+
+
+def test_files_written_by_numpy_1_are_read():
+    header = saved(CHANGES)[: saved(CHANGES).index(b"\x80")]
+    old = pickle.dumps(np.array(CHANGES, dtype=object), protocol=3).replace(b"numpy._core", b"numpy.core")
+    table = weightscale_release.read_pickled(header + old)
+    assert table.loc["fc.weight"].tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("content", [b"", b"no array", saved(CHANGES)[:-20], saved([1, 2]), saved({"a": "text"})])
 def test_what_is_no_such_file_gives_one_sentence(content):
     with pytest.raises(DataError, match="not a pickled dictionary of NumPy arrays"):
@@ -106,7 +129,7 @@ def test_an_array_that_cannot_be_had_gives_one_sentence(tmp_path, monkeypatch):
 
 @needs_arrays
 def test_every_cluster_size_and_printed_centroid_of_the_resnets_is_reproduced(arrays):
-    table = weightscale_release.centroids(arrays)
+    table = weightscale_audit.centroids(arrays)
     assert table.groupby("dataset").size().to_dict() == {"cifar10": 4, "cifar100": 4}
     assert table["layers"].tolist() == table["published layers"].tolist()
     for epoch in (1, 2):
@@ -115,7 +138,7 @@ def test_every_cluster_size_and_printed_centroid_of_the_resnets_is_reproduced(ar
 
 @needs_arrays
 def test_every_published_partition_is_a_fixed_point_of_the_published_inertia(arrays):
-    panels, labels = weightscale_release.published()
+    panels, labels = weightscale_audit.published()
     assert len(panels) == 2 + 2 * 4
     for of in panels:
         rows = arrays[(arrays["model"] == of["model"]) & (arrays["dataset"] == of["dataset"])]
@@ -131,20 +154,45 @@ def test_every_published_partition_is_a_fixed_point_of_the_published_inertia(arr
 
 
 @needs_arrays
-def test_scree_values_agree(arrays):
-    table = weightscale_release.scree(arrays)
-    assert table.groupby(["model", "dataset", "group"]).size().unique().tolist() == [17]
-    assert table["inertia"].to_numpy() == pytest.approx(table["reference"].to_numpy(), rel=1e-3)
+def test_scree_values_agree_with_an_independent_computation(arrays):
+    for of in weightscale_audit.published()[0]:
+        rows = arrays[(arrays["model"] == of["model"]) & (arrays["dataset"] == of["dataset"])]
+        curves = weightscale.curves(rows, of["group"], "rwc_elementwise").to_numpy()
+        found = clustering.scree(curves, n_init=50)["inertia"].to_numpy()
+        assert found == pytest.approx(of["scree"], rel=1e-3)
+        if of["group"] == "all":
+            flat = clustering.scree(clustering.project(curves), n_init=50)["inertia"].to_numpy()
+            assert flat == pytest.approx(of["scree_2d"], rel=1e-3)
 
 
 @needs_arrays
 def test_the_released_resnet_is_a_resnet34_whose_infinity_is_an_initial_zero(arrays):
-    table = weightscale_release.identity(arrays).set_index("network")
+    table = weightscale_audit.identity(arrays).set_index("network")
     assert table["released names"].to_dict() == {"released": True, "ResNet-50": False, "ResNet-34": True}
-    infinite = weightscale_release.infinities(arrays)
+    infinite = weightscale_audit.infinities(arrays)
     assert infinite[["layer", "epoch"]].values.tolist() == [["layer4.2.conv2.weight", 1]] * 2
-    zeros = weightscale_release.exact_zeros().set_index("seed")["layers"]
+    zeros = weightscale_audit.exact_zeros().set_index("seed")["layers"]
     assert zeros[0] == zeros[42] == "layer4.2.conv2.weight"
+
+
+@needs_arrays
+def test_published_partitions_are_found_again_but_not_by_every_seed(arrays):
+    table = weightscale_audit.recluster(arrays, repeats=20)
+    assert len(table) == 10
+    assert table["fixed point"].all()
+    assert (table["best"] <= table["inertia"] + 1e-9).all()
+    resnets = table[table["model"] == "resnet34"]
+    assert resnets["largest"].to_numpy() == pytest.approx(1.0)  # label by label
+    assert resnets["published sizes"].tolist() == resnets["best sizes"].tolist() == [[1, 2, 14, 18], [1, 4, 14, 16]]
+    assert (table["ARI least"] < 0.5).any()
+
+
+@needs_arrays
+def test_depthwise_changes_are_flat_once_divided_by_the_share_with_a_gradient(arrays):
+    stages = weightscale_audit.depthwise(arrays, "cifar10").groupby("stage")[["median", "median / fraction"]].median()
+    spread = stages.max() / stages.min()
+    assert spread["median"] > 20
+    assert spread["median / fraction"] < 4
 
 
 @needs_arrays
@@ -158,7 +206,7 @@ def test_the_claims_are_judged_on_the_released_arrays(arrays):
 
 
 def test_kernel_taps_that_only_see_padding_get_no_gradient():
-    small, large = (weightscale_release.gradient_fractions(size, width=8) for size in (32, 64))
+    small, large = (weightscale_audit.gradient_fractions(size, width=8) for size in (32, 64))
     stage = small.index.str.split(".").str[1].astype(int)
     assert (small[stage < 4] == 1).all()
     assert small[stage == 4].to_numpy() == pytest.approx(9 / 25)  # 5x5 kernels on 2x2 maps
@@ -168,7 +216,7 @@ def test_kernel_taps_that_only_see_padding_get_no_gradient():
 
 
 def test_spikes_are_made_by_single_weights_near_zero():
-    table = weightscale_release.trace(epochs=2)
+    table = weightscale_audit.trace()
     top = table.loc[(table["rwc_elementwise"] / table.groupby("layer")["rwc_elementwise"].transform("median")).idxmax()]
     assert top["largest share"] > 0.3
     assert top["weight"] < 1e-3

@@ -6,8 +6,9 @@ The text names a ResNet-50, the released code builds a ResNet-34: both are run. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 
 from rwclib import archive, claims, clustering, data, plotting
 from rwclib import models as networks
-from rwclib.config import RunConfig, check_profile
+from rwclib.config import PROFILES, RunConfig, check_profile
 from rwclib.errors import ConfigError
 from rwclib.studies import base
 from rwclib.studies.base import best
@@ -138,10 +139,10 @@ def groups(model: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Panel:
-    """Clustered curves of one network, data set, group of layers and definition.
+    """The curves of one network, data set, group of layers and definition, to be clustered.
 
-    curves: cleaned, one row per layer in order of depth, a column per epoch. labels: (layers,) int, from the cluster that
-    moves least. k: the published number of clusters, or that of distinct layers if there are fewer.
+    curves: cleaned, one row per layer in order of depth, a column per epoch. k: the published number of clusters, or that of
+    distinct layers if there are fewer.
     """
 
     model: str
@@ -149,8 +150,13 @@ class Panel:
     group: str
     definition: str
     curves: pd.DataFrame
-    labels: np.ndarray
     k: int
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(layers,) int, from the cluster that moves least; the best of 50 starts, since ten often end in a worse one."""
+        found = clustering.cluster(self.curves.to_numpy(), self.k, n_init=50)
+        return np.argsort(np.argsort(found.centroids.mean(1)))[found.labels]
 
     @property
     def title(self) -> str:
@@ -168,18 +174,15 @@ def curves(layers: pd.DataFrame, group: str, metric: str) -> pd.DataFrame:
     """
     wide = layers.pivot(index=["depth", "layer"], columns="epoch", values=metric).droplevel("depth")
     of = layers.drop_duplicates("layer").set_index("layer")["group"].loc[wide.index]
-    wide = wide.iloc[1:-1] if group == "all" else wide[of == group]
+    wide = (wide.iloc[1:-1] if group == "all" else wide[of == group]).dropna()  # NaN: a layer whose weights were all 0
     return pd.DataFrame(clustering.clean(wide.to_numpy()), wide.index, wide.columns)
 
 
 def panel(layers: pd.DataFrame, dataset: str, group: str, metric: str) -> Panel:
-    """The clusters of one run's layers under one definition; arguments as for `curves`."""
+    """One run's layers under one definition; arguments as for `curves`."""
     clean = curves(layers, group, metric)
     k = min(K.get(dataset, K["cifar10"])[group], len(np.unique(clean, axis=0)))
-    found = clustering.cluster(clean.to_numpy(), k)
-    order = np.argsort(np.argsort(found.centroids.mean(1)))
-    model = layers["model"].iloc[0]
-    return Panel(model, dataset, group, claims.DEFINITIONS[metric], clean, order[found.labels], k)
+    return Panel(layers["model"].iloc[0], dataset, group, claims.DEFINITIONS[metric], clean, k)
 
 
 def panels(found: archive.Tables, model: str, dataset: str) -> list[Panel]:
@@ -213,20 +216,21 @@ def figure_table(drawn: Sequence[Panel]) -> pd.DataFrame:
 
 def draw(
     found: archive.Tables, models: Sequence[str], dataset: str, folder: str | Path, prefix: str
-) -> Iterator[tuple[plotting.Figure, pd.DataFrame]]:
+) -> tuple[plotting.Figure, pd.DataFrame] | None:
     """Draw and save one data set's clustered curves, a row of panels per network and group, a column per definition.
-
-    Yields the figure and its numbers, or nothing if no run is there.
 
     Args:
         found: as `tables` gives them.
         models: ResNets, or `efficientnet_b4`.
         dataset: name.
         folder, prefix: files are `<folder>/<prefix>_<figNN_><data set>_clusters.png` and `.pdf`.
+
+    Returns:
+        The figure and its numbers; None if no run is there.
     """
     drawn = [of for model in models for of in panels(found, model, dataset)]
     if not drawn:
-        return
+        return None
     paper = "resnet" if models[0].startswith("resnet") else models[0]
     numbers = {group: number for number, (of, on, group) in FIGURES.items() if (of, on) == (paper, dataset)}
     titles = [f"{of.title} (figure {numbers[of.group]})" if of.group in numbers else of.title for of in drawn]
@@ -237,7 +241,7 @@ def draw(
     )
     number = "".join(f"fig{number:02d}_" for number in numbers.values())
     plotting.save(figure, folder, f"{prefix}_{number}{dataset}_clusters")
-    yield figure, figure_table(drawn)
+    return figure, figure_table(drawn)
 
 
 def caption(found: archive.Tables, models: Sequence[str], dataset: str) -> str:
@@ -252,26 +256,34 @@ def caption(found: archive.Tables, models: Sequence[str], dataset: str) -> str:
 
 
 def scree_table(found: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
-    """Inertia (as a share of that of one cluster) and silhouette over k for every panel that has a run.
-
-    Columns: dataset, model, group, definition, k, inertia, share, silhouette, elbow, best (as `clustering.choose_k`),
-    published (the paper's k).
-    """
-    parts = []
-    for dataset in datasets:
-        for model in models:
-            for of in panels(found, model, dataset):
-                table = clustering.choose_k(of.curves.to_numpy())
-                parts.append(table.assign(
-                    dataset=dataset, model=model, group=of.group, definition=of.definition,
-                    share=table["inertia"] / table["inertia"].iloc[0], published=K.get(dataset, K["cifar10"])[of.group],
-                ))  # fmt: skip
+    """Inertia and silhouette over k for every panel that has a run, as `scree`."""
+    parts = [
+        scree(of.curves.to_numpy()).assign(dataset=dataset, model=model, group=of.group, definition=of.definition,
+                                                    published=K.get(dataset, K["cifar10"])[of.group])
+        for dataset in datasets for model in models for of in panels(found, model, dataset)
+    ]  # fmt: skip
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
+def scree(curves: np.ndarray) -> pd.DataFrame:
+    """`clustering.choose_k` on curves and, as the paper's scree plots do it, on their first two principal components.
+
+    Columns: space (`epochs`, `2-D`), k, inertia, share (of the inertia of one cluster), silhouette, elbow, best.
+    """
+    spaces = {"epochs": curves, "2-D": clustering.project(curves)}
+    tables = {space: clustering.choose_k(points, n_init=5) for space, points in spaces.items()}
+    return pd.concat(
+        [
+            table.assign(space=space, share=table["inertia"] / table["inertia"].iloc[0])
+            for space, table in tables.items()
+        ],
+        ignore_index=True,
+    )
+
+
 def choices(scree: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of clusters that `scree_table` suggests beside the published: one row per panel."""
-    keys = ["dataset", "model", "group", "definition"]
+    """The numbers of clusters that `scree_table` suggests beside the published: one row per panel and space."""
+    keys = ["dataset", "model", "group", "definition", "space"]
     rows = [
         dict(zip(keys, key, strict=True))
         | {kind: str(next(iter(of.loc[of[kind], "k"]), "-")) for kind in ("elbow", "best")}
@@ -295,7 +307,7 @@ def stabilities(found: archive.Tables, models: Sequence[str], datasets: Sequence
                 for scale in clustering.SCALES:
                     scaled = clustering.scale(of.curves.to_numpy(), scale)
                     for method in clustering.METHODS:
-                        score = clustering.stability(scaled, of.k, method).set_index("over")["median"]
+                        score = clustering.stability(scaled, of.k, method, repeats=5).set_index("over")["median"]
                         rows.append({
                             "dataset": dataset, "model": model, "group": of.group, "definition": of.definition,
                             "scale": scale, "method": method, **score.to_dict(),
@@ -337,11 +349,13 @@ def resolution_table(pair: archive.Tables) -> pd.DataFrame:
         profile, layer, stage, then per size `<size> px` (mean Eq. 1 over the epochs after the first). Empty if no profile has
         both runs.
     """
-    rows = best(pair.layers, "efficientnet_b4", pair.runs["dataset"].iloc[0]) if len(pair.runs) else pair.layers
-    rows = rows[(rows["epoch"] > 1) & (rows["group"] == "DW")]
-    if rows["hash"].nunique() < 2:
+    rows = pair.layers[(pair.layers["epoch"] > 1) & (pair.layers["group"] == "DW")]
+    whole = rows.groupby("profile")["hash"].nunique() == 2
+    profiles = [name for name in PROFILES if whole.get(name, False)]
+    if not profiles:
         return pd.DataFrame()
-    size = rows["hash"].map(pair.runs.set_index("hash")["image_size"])
+    rows = rows[rows["profile"] == profiles[-1]]
+    size = rows["hash"].map(pair.runs.drop_duplicates("hash").set_index("hash")["image_size"])
     wide = rows.assign(size=size).pivot_table("rwc", ["profile", "depth", "layer"], "size").droplevel("depth")
     wide = wide.rename(columns="{} px".format).reset_index()
     wide.insert(2, "stage", wide["layer"].str.split(".").str[1].astype(int))
