@@ -14,12 +14,12 @@ TITLES = {
     "tracker": "Cost of `tracker.step()`, in copies of the weights and beside TensorBoard's histograms",
     "training": "Training with data pipeline, tracking and checkpoints against the bare loop (quarter-width ResNet-18)",
     "sweep": "Sweeps, of eight eighth-width AlexNet runs unless a row names others: images/s of two processes over those of each way",
-    "scheduling": "The published-size grid of study 1 on many workers like those that trained the archive, planned",
+    "scheduling": "Each study's published-size grid on many workers like those that trained the archive, planned",
     "clustering": "Clustering of 2,000 layers by 500 epochs on one core",
     "gpu": "The published size on one GPU",
 }
 # Of the CPU tables; printed by the scripts, a shared machine is too noisy to quote them.
-ABSOLUTE = {"ms", "images_per_s", "copies_fastest", "gb_per_s"}
+ABSOLUTE = {"ms", "s", "images_per_s", "copies_fastest", "gb_per_s"}
 
 
 def section(results: Path = ROOT / "benchmarks" / "results") -> str:

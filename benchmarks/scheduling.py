@@ -1,4 +1,4 @@
-"""The published-size grid on 1 to 1,024 workers, planned from the measured speeds of the archive's runs.
+"""Each study's published-size grid on 1 to 1,024 workers, planned from the measured speeds of the archive's runs.
 
 Nothing is trained: a run's seconds are its floating-point operations over the median speed of the archive's runs of its
 network on the device; each worker takes the next run of the list as it becomes free.
@@ -8,31 +8,33 @@ from __future__ import annotations
 
 import _table
 
-WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-NOTE = """hours: of `rwc sweep layerwise --profile paper` until its last run ends, {runs} runs of {hours:,.0f} worker-hours in all, on
-workers like those that trained the archive's runs ({device}; one thread each on a CPU). efficiency: share of the workers'
-time that is spent training; a run is not divided, so the longest ({longest:.1f} hours) is the least the grid can take.
-priority seeds: every model and data set gets its first seed before any gets its second; longest: and the longest first."""
+WORKERS = (1, 4, 16, 64, 256, 1024)
+NOTE = """{study}: hours of `rwc sweep {study} --profile paper` until its last run ends, {runs} runs of {hours:,.0f} worker-hours in all
+(operations over the speed of the archive's runs, most of them of narrower networks), on workers like those that trained these
+({device}; one thread each on a CPU). efficiency: share of the workers' time that is spent training; a run is not divided, so
+the longest ({longest:.1f} hours) is the least the grid can take. priority seeds: every model and data set gets its first seed
+before any gets its second; longest: and the longest first. Runs of other than 32 pixels are left out: the archive says nothing
+of their speed."""
 
 
 def main() -> None:
     args = _table.options(__doc__)
-    from rwclib import archive, planning
-    from rwclib.studies import layerwise
+    from rwclib import archive, planning, studies
 
     speeds, rows, notes = planning.rates(archive.default_results()), [], []
     evidence = _table.environment("none: a simulation")
-    for device in sorted({on for _, on in speeds}):
-        grid = layerwise.runs("smoke" if args.quick else "paper")
-        total = sum(planning.seconds(config, speeds, device) for config in grid) / 3600
-        for workers in WORKERS:
-            row = {"device": device, "workers": workers}
-            for priority in ("seeds", "longest"):
-                hours = [planning.seconds(c, speeds, device) / 3600 for c in planning.order(grid, priority)]
-                row[f"hours_{priority}"] = span = planning.makespan(hours, workers)
-                row[f"efficiency_{priority}"] = total / (workers * span)
-            rows.append(row)
-        notes.append(NOTE.format(runs=len(grid), hours=total, device=device, longest=max(hours)))
+    for study in studies.STUDIES:
+        grid = [run for run in studies.get(study).runs("smoke" if args.quick else "paper") if run.image_size == 32]
+        for device in sorted({on for _, on in speeds}):
+            total = sum(planning.seconds(config, speeds, device) for config in grid) / 3600
+            for workers in WORKERS:
+                row = {"study": study, "device": device, "workers": workers}
+                for priority in ("seeds", "longest"):
+                    hours = [planning.seconds(c, speeds, device) / 3600 for c in planning.order(grid, priority)]
+                    row[f"hours_{priority}"] = span = planning.makespan(hours, workers)
+                    row[f"efficiency_{priority}"] = total / (workers * span)
+                rows.append(row)
+            notes.append(NOTE.format(study=study, runs=len(grid), hours=total, device=device, longest=max(hours)))
     _table.report(rows, evidence, "\n\n".join(notes), args.json)
 
 

@@ -35,8 +35,8 @@ class Case:
 
 
 CASES = [
-    Case("alexnet", 8, 8, 5, 2, {ONE: 1.7, CLASSICAL: 1.5}),
-    Case("lenet5", 64, 4, 10, 1, {CLASSICAL: 4.0, WORKERS: None}),
+    Case("alexnet", 8, 8, 3, 2, {ONE: 1.7, CLASSICAL: 1.5}),
+    Case("lenet5", 64, 4, 6, 1, {CLASSICAL: 4.0, WORKERS: None}),
     Case("alexnet", 64, 2, 1, 1, {CLASSICAL: 1.2, WORKERS: None}),
     Case("resnet18", 16, 2, 1, 1, {CLASSICAL: 1.3, WORKERS: None}),
 ]

@@ -84,7 +84,7 @@ def measure(width: int, batch_size: int, steps: int, epochs: int) -> tuple[str, 
 
 def main() -> None:
     args = _table.options(__doc__)
-    size = {"width": 16, "batch_size": 128, "steps": 16, "epochs": 6}
+    size = {"width": 16, "batch_size": 128, "steps": 16, "epochs": 5}
     if args.quick:
         size = {"width": 8, "batch_size": 32, "steps": 2, "epochs": 3}
     evidence = _table.environment("1")

@@ -32,11 +32,14 @@ class Figure(mpl_figure.Figure):
     """A matplotlib figure that shows itself in a notebook without pyplot, with an alternative text for screen readers."""
 
     alt = "figure"
+    saved: bytes | None = None  # as `save` wrote it: drawing takes a second
 
     def _repr_png_(self) -> tuple[bytes, dict]:
-        buffer = io.BytesIO()
-        self.savefig(buffer, dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
-        return buffer.getvalue(), {"alt": self.alt}
+        if self.saved is None:
+            buffer = io.BytesIO()
+            self.savefig(buffer, dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
+            return buffer.getvalue(), {"alt": self.alt}
+        return self.saved, {"alt": self.alt}
 
 
 def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
@@ -243,8 +246,9 @@ def cluster_lines(
                 top = max(top, 1.05 * inside.mean().max() if len(inside) > 2 else 0)
             cut = int((curves.to_numpy() > top).sum())
             axes.set_ylim(0, min(top, 1.05 * curves.to_numpy().max()))
-            axes.set_title(name + (f"  ({cut} value{'s' * (cut > 1)} beyond the axis)" if cut else ""), fontsize=8)
-            axes.legend(fontsize=7, frameon=False, ncols=5, loc="upper right", title="layers", title_fontsize=7)
+            axes.set_title(name + (f"\n{cut} value{'s' * (cut > 1)} beyond the axis" if cut else ""), fontsize=8)
+            looks = {"frameon": True, "framealpha": 0.8, "edgecolor": "none", "handlelength": 1.2}
+            axes.legend(fontsize=7, ncols=5, loc="upper right", title="layers", title_fontsize=7, **looks)
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         for axes in figure.axes[-columns:]:
             axes.set_xlabel("epoch")
@@ -331,5 +335,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
     path = folder / f"{name}.png"
-    path.write_bytes(figure._repr_png_()[0])
+    figure.saved = None
+    figure.saved = figure._repr_png_()[0]
+    path.write_bytes(figure.saved)
     return path

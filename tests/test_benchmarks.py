@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -26,6 +27,10 @@ ROWS = {
     "training": [
         ("bare loop, one resident batch", None), ("training.run, recorded epochs", None),
         ("training.run, strict, with checkpoints", ">= 0.95"), ("training.run, strict, CPU seconds", None),
+    ],
+    "clustering": [
+        ("clean, choose_k (k = 1 to 17), cluster, project", "<= 10 s"), ("stability of k-means, k = 5", None),
+        ("labels, k-means", None), ("labels, agglomerative", None), ("labels, hdbscan", None),
     ],
     "sweep": [
         (TWO, None), ("rwc sweep, one process", ">= 1.7"), (CLASSICAL, ">= 1.5"),
@@ -58,17 +63,17 @@ def test_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path)
     rows = written["rows"]
     assert [(row["what"], row["target"]) for row in rows] == ROWS[name]
     assert all((row["verdict"] in ("met", "missed")) == (row["target"] is not None) for row in rows)
-    measured = ("ms",) if name == "tracker" else ("images_per_s", "gb_per_s", "seconds")
+    measured = ("ms", "s") if name in ("tracker", "clustering") else ("images_per_s", "gb_per_s", "seconds")
     assert all(max(row.get(column) or 0 for column in measured) > 0 for row in rows)
     assert written["environment"] in printed
 
 
 def test_the_plan_of_the_grid_gets_shorter_with_workers_and_wastes_more_of_them(tmp_path: Path) -> None:
     rows = bench("scheduling", tmp_path)[0]["rows"]
-    assert [row["workers"] for row in rows] == [2**k for k in range(11)]
-    for priority in ("seeds", "longest"):
-        hours = [row[f"hours_{priority}"] for row in rows]
-        efficiency = [row[f"efficiency_{priority}"] for row in rows]
+    assert [row["workers"] for row in rows] == [4**k for k in range(6)] * 2
+    for study, priority in itertools.product(("layerwise", "weightscale"), ("seeds", "longest")):
+        hours = [row[f"hours_{priority}"] for row in rows if row["study"] == study]
+        efficiency = [row[f"efficiency_{priority}"] for row in rows if row["study"] == study]
         assert efficiency[0] == pytest.approx(1)
         assert hours == sorted(hours, reverse=True)
         assert efficiency == sorted(efficiency, reverse=True)
@@ -77,7 +82,7 @@ def test_the_plan_of_the_grid_gets_shorter_with_workers_and_wastes_more_of_them(
 def test_a_benchmark_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "rwclib", "bench", "magic"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "unknown benchmark 'magic'; known: gpu, scheduling, sweep, tracker, training" in done.stderr
+    assert "unknown benchmark 'magic'; known: clustering, gpu, scheduling, sweep, tracker, training" in done.stderr
 
 
 def test_the_readme_quotes_the_stored_tables():

@@ -9,6 +9,7 @@ import pytest
 
 from rwclib import data, notebooks
 from rwclib.errors import ConfigError, NotebookError
+from rwclib.studies import STUDIES
 
 from ..conftest import ROOT, rwc
 
@@ -114,5 +115,10 @@ def test_reproduce_retrains_every_notebook_at_smoke(tmp_path):
         assert len(list((tmp_path / "figures").glob(f"{book}_fig*.png"))) == figures * max(1, len(here))
     if not here:
         assert "training on the bundled Fashion-MNIST sample" in text
-    assert "claim" in (tmp_path / "claims_layerwise.md").read_text()
+    here = [name for name in ("cifar10", "cifar100", "svhn") if data.path(name).exists()]
+    assert (
+        len(list((tmp_path / "results-smoke" / "weightscale").iterdir())) == 3 * max(1, len(here)) + 2
+    )  # a pair of sizes
+    for study in STUDIES:
+        assert "claim" in (tmp_path / f"claims_{study}.md").read_text()
     assert json.loads((runs[0] / "run.json").read_text())["config"]["epochs"] == 2
