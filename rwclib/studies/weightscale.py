@@ -307,7 +307,7 @@ def stabilities(found: archive.Tables, models: Sequence[str], datasets: Sequence
                 for scale in clustering.SCALES:
                     scaled = clustering.scale(of.curves.to_numpy(), scale)
                     for method in clustering.METHODS:
-                        score = clustering.stability(scaled, of.k, method, repeats=5).set_index("over")["median"]
+                        score = clustering.stability(scaled, of.k, method, repeats=4).set_index("over")["median"]
                         rows.append({
                             "dataset": dataset, "model": model, "group": of.group, "definition": of.definition,
                             "scale": scale, "method": method, **score.to_dict(),

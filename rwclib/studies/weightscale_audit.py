@@ -28,7 +28,7 @@ def published() -> tuple[list[dict], pd.DataFrame]:
     return panels, pd.read_csv(folder / "weightscale_labels.csv")
 
 
-def recluster(arrays: pd.DataFrame, n_init: int = 10, repeats: int = 25) -> pd.DataFrame:
+def recluster(arrays: pd.DataFrame, n_init: int = 10, repeats: int = 20) -> pd.DataFrame:
     """Every published partition beside what k-means finds on the released arrays, one row per panel.
 
     Args:
