@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: setup  ## notebooks, figures, an HTML page each and the claims, from the archive, into output/
 	$(BIN)/rwc reproduce
 
+test: export OMP_WAIT_POLICY = PASSIVE  # a waiting thread that spins keeps the core from the process it waits for
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check rwclib tests benchmarks

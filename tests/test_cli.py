@@ -60,7 +60,11 @@ def test_every_command_has_help(capsys, words):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([*TRAIN, "--model", "resnet19"], 2, "unknown model 'resnet19'; known: alexnet, lenet5, resnet18, vgg19_bn"),
+        (
+            [*TRAIN, "--model", "resnet19"],
+            2,
+            "unknown model 'resnet19'; known: alexnet, efficientnet_b4, lenet5, resnet18, resnet34, resnet50, vgg19_bn",
+        ),
         ([*TRAIN, "--dataset", "imagenet"], 2, "unknown data set 'imagenet'; known:"),
         ([*TRAIN, "--epochs", "-1"], 2, "epochs must be at least 0, not -1"),
         ([*TRAIN, "--width", "0"], 2, "width must be at least 1, not 0"),
@@ -154,7 +158,7 @@ def test_claims_come_as_table_json_and_markdown(capsys):
     code, out, _ = run(capsys, "claims", "--format", "json")
     rows = json.loads(out)
     assert code == 0
-    assert {row["claim"] for row in rows} == {f"L{i}" for i in range(1, 17)}
+    assert {row["claim"] for row in rows} == {f"L{i}" for i in range(1, 17)} | {f"W{i}" for i in range(1, 9)}
     assert {row["definition"] for row in rows} == {"Eq. 1", "elementwise", "-"}
     assert {row["verdict"] for row in rows} <= {"holds", "fails", "unclear", "not run"}
     assert run(capsys, "claims")[1].splitlines()[0].startswith("L1  ResNet-18, CIFAR-10: ")

@@ -50,11 +50,10 @@ def _reason(claim: Claim, found: archive.Tables, at_chance: set[tuple[str, str, 
     chance = sorted({(model, dataset) for _, model, dataset in at_chance} & claim.runs)
     if chance:
         return "still at chance: " + ", ".join(" ".join(pair) for pair in chance)
-    pairs = found.epochs.groupby("profile")[["model", "dataset"]].apply(
-        lambda of: set(of.itertuples(index=False, name=None))
-    )
-    if any(claim.runs <= trained for trained in pairs):
-        return "its runs have no such layers"
+    trained = found.runs[["profile", "model", "dataset"]] if len(found.runs) else pd.DataFrame(columns=["profile"])
+    for _, of in trained.groupby("profile"):
+        if claim.runs <= set(of[["model", "dataset"]].itertuples(index=False, name=None)):
+            return "its runs have no such layers"
     return "no runs at one profile for all of it"
 
 
