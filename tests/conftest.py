@@ -42,7 +42,7 @@ def command(*arguments: object, env: dict[str, str] | None = None, **options: ob
 def rwc(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """`rwc` run to its end: returncode, stdout, stderr."""
     process = command(*arguments, env=env)
-    out, err = process.communicate(timeout=900)
+    out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 

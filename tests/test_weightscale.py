@@ -141,9 +141,11 @@ def test_a_spike_under_one_definition_only_fails_the_claim_under_the_other():
 
 
 def test_trends_are_rank_correlations_over_the_layers_of_a_group():
-    table = weightscale.trends(planted())
-    assert table["layers"].tolist() == [20]
-    assert table["Eq. 1"].iloc[0] == pytest.approx(0.75, abs=0.1)  # two halves: 0.87 but for the noise within
+    table = planted()
+    table = table.assign(rwc=table["depth"] + 0.001 * table["epoch"], rwc_elementwise=-1.0 * table["depth"])
+    found = weightscale.trends(table).iloc[0]
+    assert found["layers"] == 20
+    assert (found["Eq. 1"], found["elementwise"]) == pytest.approx((1.0, -1.0))
 
 
 def test_the_archive_holds_the_quick_runs_and_they_can_be_judged():

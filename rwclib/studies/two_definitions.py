@@ -45,13 +45,15 @@ def simulate(
     return pd.DataFrame(rows)
 
 
-def exact_zeros(seeds: Sequence[int] = layerwise.SEEDS) -> pd.DataFrame:
+def exact_zeros(
+    seeds: Sequence[int] = layerwise.SEEDS, networks: Sequence[str] = tuple(layerwise.MODELS)
+) -> pd.DataFrame:
     """Initial weights that are exactly 0 in the full-width networks for CIFAR-10: model, seed, zeros, layers.
 
     One such weight makes the elementwise mean of its layer infinite in the first epoch.
     """
     rows = []
-    for model in layerwise.MODELS:
+    for model in networks:
         for seed in seeds:
             weights = weight_tensors(models.build(model, num_classes=10, seed=seed))
             zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}

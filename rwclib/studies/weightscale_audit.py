@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rwclib import clustering, data, models
-from rwclib.studies import weightscale
+from rwclib.studies import layerwise, two_definitions, weightscale
 from rwclib.tracker import weight_tensors
 
 
@@ -65,7 +65,7 @@ def recluster(arrays: pd.DataFrame, n_init: int = 10, repeats: int = 20) -> pd.D
 def centroids(arrays: pd.DataFrame) -> pd.DataFrame:
     """The centroids that the release's notebooks print beside those of k-means here: their first two epochs.
 
-    Columns: dataset, cluster, layers, published layers, then for epochs 1 and 2 ours and published.
+    Columns: dataset, layers, published layers (numbers in the cluster), then for epochs 1 and 2 ours and published.
     """
     rows = []
     for of in published()[0]:
@@ -129,20 +129,17 @@ def infinities(arrays: pd.DataFrame) -> pd.DataFrame:
     return arrays.loc[np.isinf(arrays["rwc_elementwise"]), ["model", "dataset", "layer", "epoch"]]
 
 
-def exact_zeros(model: str = "resnet34", seeds: Sequence[int] = (0, 42, 123, 1000, 1234)) -> pd.DataFrame:
-    """Initial weights that are exactly 0, by seed: seed, layers (`-` if none). A zero that moves makes an infinity."""
-    rows = []
-    for seed in seeds:
-        weights = weight_tensors(models.build(model, num_classes=10, seed=seed))
-        rows.append((seed, ", ".join(name for name, weight in weights.items() if (weight == 0).any()) or "-"))
-    return pd.DataFrame(rows, columns=["seed", "layers"])
+def exact_zeros(seeds: Sequence[int] = layerwise.SEEDS) -> pd.DataFrame:
+    """Layers of ResNet-34 with an initial weight of exactly 0, by seed (`-` if none). A zero that moves makes an infinity."""
+    return two_definitions.exact_zeros(seeds, ["resnet34"])[["seed", "layers"]]
 
 
 def tails(arrays: pd.DataFrame, thresholds: Sequence[float] = (10, 20, 50, 100)) -> pd.DataFrame:
     """How many finite values of each array exceed a threshold, beside what a tail of 1/x predicts from the first count.
 
     One weight near 0 adds |step| / (|w| n) to its layer's mean of n weights. Where weights have positive density at 0, 1/|w|
-    exceeds x with a probability proportional to 1/x: spikes of ten times the size are about ten times as rare. Smaller thresholds reach into the bulk of the values.
+    exceeds x with a probability proportional to 1/x: spikes of ten times the size are about ten times as rare. Smaller
+    thresholds reach into the bulk of the values.
     """
     rows = []
     for (model, dataset), of in arrays.groupby(["model", "dataset"], sort=False):
