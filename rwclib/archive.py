@@ -3,6 +3,7 @@
 <results>/<study>/<name>-<hash12>/run.json        config, provenance, status, digests of the tables; written last
                                   layers.parquet  one row per (epoch, layer)
                                   epochs.parquet  one row per epoch
+                                  *.parquet, *.npy  what else the run measured, for example snapshots.parquet
 <results>/.cache/                                 locks and checkpoints of runs in progress; never committed
 """
 
@@ -13,12 +14,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import tarfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pandas as pd
 
 from rwclib.config import RunConfig
@@ -28,26 +31,36 @@ from rwclib.metrics import METRICS
 
 TABLES = ("layers.parquet", "epochs.parquet")
 FINAL = ("done", "diverged")
+_EXTRA = re.compile(r"[a-z][a-z0-9_]*\.(parquet|npy)")
 _LARGEST = 64 * 2**20  # bytes of one archive file that import accepts
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as read from the archive: its config, its record (run.json) and its two tables."""
+    """A finished run as read from the archive: its config, its record (run.json) and its tables.
+
+    `extra` holds what else it measured, by file name without ending: tables and arrays.
+    """
 
     config: RunConfig
     record: dict
     layers: pd.DataFrame
     epochs: pd.DataFrame
+    extra: dict[str, pd.DataFrame | np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Finished runs as tidy tables; `layers` and `epochs` carry the run's model, dataset, width, seed and hash."""
+    """Finished runs as tidy tables; all but `runs` carry the run's model, dataset, width, seed and hash.
+
+    `extra` holds the runs' further tables, by file name without ending; `arrays` theirs, by (hash, file name without ending).
+    """
 
     runs: pd.DataFrame
     layers: pd.DataFrame
     epochs: pd.DataFrame
+    extra: dict[str, pd.DataFrame] = field(default_factory=dict)
+    arrays: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
 
 def last_epochs(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -74,13 +87,17 @@ def lock_path(results: Path, config: RunConfig) -> Path:
     return Path(results) / ".cache" / f"{config.name}.lock"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, sync and rename; `ArchiveError` if the folder cannot be written or the disk is full."""
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write beside `path`, sync and rename; `ArchiveError` if the folder cannot be written or the disk is full.
+
+    `content` may come in pieces, none of which is kept.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "xb") as handle:
-            handle.write(content)
+            for piece in [content] if isinstance(content, bytes) else content:
+                handle.write(piece)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(part, path)
@@ -97,19 +114,39 @@ def remove_parts(results: Path, config: RunConfig) -> None:
             part.unlink()
 
 
-def write(results: Path, config: RunConfig, record: dict, layers: pd.DataFrame, epochs: pd.DataFrame) -> Path:
+def write(
+    results: Path,
+    config: RunConfig,
+    record: dict,
+    layers: pd.DataFrame,
+    epochs: pd.DataFrame,
+    extra: Mapping[str, pd.DataFrame | np.ndarray] | None = None,
+) -> Path:
     """Put a finished run into the archive; run.json, which makes it count, comes last. Returns its directory."""
     place = run_dir(results, config)
-    digests = {}
-    for name, table in zip(TABLES, (layers, epochs), strict=True):
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False, compression="zstd")
-        digests[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
-        write_atomically(place / name, buffer.getvalue())
+    contents = {"layers.parquet": _parquet(layers), "epochs.parquet": _parquet(epochs)}
+    for name, found in (extra or {}).items():
+        is_table = isinstance(found, pd.DataFrame)
+        contents[f"{name}.parquet" if is_table else f"{name}.npy"] = _parquet(found) if is_table else _npy(found)
+    for name, content in contents.items():
+        write_atomically(place / name, content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     record = {"config": config.to_dict(), **record, "sha256": digests}
     text = json.dumps({**record, "checksum": _checksum(record)}, indent=1, allow_nan=False)
     write_atomically(place / "run.json", text.encode() + b"\n")
     return place
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _checksum(record: dict) -> str:
@@ -131,7 +168,8 @@ def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
         raise ArchiveError(
             f"{where}/run.json cannot be read ({error}); delete the directory and train the run again"
         ) from error
-    if checksum != _checksum(record) or status not in FINAL or set(digests) != set(TABLES):
+    named = set(TABLES) <= set(digests) and all(_EXTRA.fullmatch(name) for name in digests)
+    if checksum != _checksum(record) or status not in FINAL or not named:
         raise ArchiveError(
             f"{where}/run.json was edited or damaged (its checksum differs); restore it or train the run again"
         )
@@ -140,7 +178,7 @@ def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
     return config, record
 
 
-def _table(read: Callable[[str], bytes], name: str, digest: str, where: str) -> pd.DataFrame:
+def _file(read: Callable[[str], bytes], name: str, digest: str, where: str) -> pd.DataFrame | np.ndarray:
     try:
         content = read(name)
     except OSError as error:
@@ -149,13 +187,16 @@ def _table(read: Callable[[str], bytes], name: str, digest: str, where: str) -> 
         raise ArchiveError(
             f"{where}/{name} was truncated or edited (its SHA-256 differs); restore it or train the run again"
         )
-    return pd.read_parquet(io.BytesIO(content))
+    buffer = io.BytesIO(content)
+    return np.load(buffer, allow_pickle=False) if name.endswith(".npy") else pd.read_parquet(buffer)
 
 
 def _parse(read: Callable[[str], bytes], where: str) -> Run:
     config, record = _record(read, where)
-    layers, epochs = (_table(read, name, record["sha256"][name], where) for name in TABLES)
-    return Run(config, record, layers, epochs)
+    found = {
+        name.partition(".")[0]: _file(read, name, digest, where) for name, digest in sorted(record["sha256"].items())
+    }
+    return Run(config, record, found.pop("layers"), found.pop("epochs"), found)
 
 
 def read_dir(place: Path) -> Run:
@@ -200,11 +241,11 @@ def load(configs: Iterable[RunConfig], results: Path, status: str | None = None)
     runs = [run for run in runs if status in (None, run.record["status"])]
     keys = ("study", "model", "dataset", "width", "seed")
 
+    def whose(table: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
+        return table.assign(**{key: getattr(config, key) for key in keys}, hash=config.hash)
+
     def tidy(part: str) -> pd.DataFrame:
-        frames = [
-            getattr(run, part).assign(**{key: getattr(run.config, key) for key in keys}, hash=run.config.hash)
-            for run in runs
-        ]
+        frames = [whose(getattr(run, part), run.config) for run in runs]
         columns = dict.fromkeys([*keys, "hash", "group", "layer"], "str") | {
             "epoch": "int32", "depth": "int32", "size": "int64", "seed": "int64"
         }  # fmt: skip
@@ -218,7 +259,18 @@ def load(configs: Iterable[RunConfig], results: Path, status: str | None = None)
         | run.config.to_dict()
         for run in runs
     ]
-    return Tables(pd.DataFrame(rows, columns=None if rows else list(keys)), tidy("layers"), tidy("epochs"))
+    extra: dict[str, list[pd.DataFrame]] = {}
+    arrays = {}
+    for run in runs:
+        for name, found in run.extra.items():
+            if isinstance(found, pd.DataFrame):
+                extra.setdefault(name, []).append(whose(found, run.config))
+            else:
+                arrays[run.config.hash, name] = found
+    return Tables(
+        pd.DataFrame(rows, columns=None if rows else list(keys)), tidy("layers"), tidy("epochs"),
+        {name: pd.concat(frames, ignore_index=True) for name, frames in extra.items()}, arrays,
+    )  # fmt: skip
 
 
 def verify(results: Path) -> list[str]:
@@ -240,7 +292,7 @@ def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lamb
             run = read_dir(place)
             if not wanted(run.config):
                 continue
-            for name in (*TABLES, "run.json"):
+            for name in (*run.record["sha256"], "run.json"):
                 tar.add(place / name, f"{run.config.study}/{place.name}/{name}", recursive=False)
             count += 1
     write_atomically(Path(file), buffer.getvalue())
@@ -250,7 +302,7 @@ def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lamb
 def import_(file: Path, results: Path) -> tuple[int, int]:
     """Take the runs of the tar `file` into `results`; returns (new, already there).
 
-    Nothing is unpacked by tar: the three files of each run are read, checked as a whole, and written like a new run.
+    Nothing is unpacked by tar: the files of each run are read, checked as a whole, and written like a new run.
 
     Raises:
         ArchiveError: the file is not a tar of runs, or a run in it is damaged; nothing has been written then.
@@ -262,7 +314,7 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
                 parts = PurePosixPath(member.name).parts
                 if (
                     len(parts) != 3
-                    or parts[2] not in (*TABLES, "run.json")
+                    or not (parts[2] == "run.json" or _EXTRA.fullmatch(parts[2]))
                     or not member.isreg()
                     or member.size > _LARGEST
                 ):
@@ -285,6 +337,6 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
     new = [(run, files) for run, files in runs if not is_finished(results, run.config)]
     for run, files in new:
         with Lock(lock_path(results, run.config)):
-            for name in (*TABLES, "run.json"):
+            for name in (*run.record["sha256"], "run.json"):
                 write_atomically(run_dir(results, run.config) / name, files[name])
     return len(new), len(runs) - len(new)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from rwclib import archive
+from rwclib import weights
 from rwclib.config import RunConfig
 from rwclib.tracker import RWCTracker
 
@@ -30,6 +29,7 @@ class State:
         batch: batches of the next epoch done already, training first, then evaluation.
         rows: one per finished epoch, `EPOCH_COLUMNS`.
         seconds: one per finished epoch; `spent`, on the next one so far.
+        snapshots: what they were reduced to so far; their files are their own.
     """
 
     model: nn.Module
@@ -46,6 +46,7 @@ class State:
     started: str = ""
     resumed: int = 0
     data_digest: str = ""
+    snapshots: weights.Snapshots | None = None
 
     def __post_init__(self) -> None:
         self.mark()
@@ -66,13 +67,18 @@ class State:
         if self.sums.device.type == "cuda":
             found["rng.cuda"] = torch.cuda.get_rng_state(self.sums.device)
         found |= {"sums": self.sums, "rows": torch.tensor(self.rows, dtype=torch.float64)}
-        return {key: value.detach().cpu().contiguous() for key, value in found.items()}
+        if self.snapshots:
+            found["snapshots"] = torch.stack(self.snapshots.sums)
+        return found
 
     def save(self, path: Path, config: RunConfig) -> None:
         """Write the checkpoint beside its place and rename it."""
         notes = {"config": config.canonical_json(), "epoch": self.epoch, "batch": self.batch, "seconds": self.seconds,
-                 "spent": self.spent, "started": self.started, "resumed": self.resumed, "data_digest": self.data_digest}  # fmt: skip
-        archive.write_atomically(path, save(self._tensors(), {"rwclib": json.dumps(notes)}))
+                 "spent": self.spent, "started": self.started, "resumed": self.resumed, "data_digest": self.data_digest,
+                 "snapshots": self.snapshots.epochs if self.snapshots else []}  # fmt: skip
+        weights.write(path, self._tensors(), {"rwclib": json.dumps(notes)})
+        if self.snapshots:
+            self.snapshots.drop()
 
     def load(self, path: Path, config: RunConfig) -> None:
         """Go on from the checkpoint; `ValueError`, `KeyError`, `RuntimeError` or `SafetensorError` if it does not fit."""
@@ -104,6 +110,8 @@ class State:
         torch.set_rng_state(tensors["rng.torch"])
         if "rng.cuda" in tensors and self.sums.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.sums.device)
+        if self.snapshots:
+            self.snapshots.resume(notes["snapshots"], tensors["snapshots"])
         self.sums.copy_(tensors["sums"])
         self.rows = tensors["rows"].reshape(-1, len(EPOCH_COLUMNS)).tolist()
         self.epoch, self.batch, self.seconds, self.spent = (notes[k] for k in ("epoch", "batch", "seconds", "spent"))

@@ -30,11 +30,18 @@ PRIORITIES = {  # orders of a sweep's runs
     "longest": "the same, and the longest first: least idle time at the end",
 }
 
+INITS = ("default", "kaiming_uniform", "kaiming_normal", "pretrained")
+
 CHOICES = {
     "optimizer": ("sgd", "adam"),
     "normalize": ("none", "imagenet"),
     "precision": ("fp32", "bf16"),
 }
+
+
+def _later(neutral: object) -> object:
+    """A field that came after the first runs: at its neutral value, the default, it is no part of the hash."""
+    return dataclasses.field(default=neutral, metadata={"neutral": neutral})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +51,8 @@ class RunConfig:
     The hash covers every field but `study` (a label: where the run is filed), defaults included, and `FORMAT`. Device,
     number of processes and paths are no part of it.
 
-    A field added later must carry `metadata={"neutral": value}`, the value under which older runs were made: at that
-    value it is left out of the hash, so that archived runs keep their names.
+    A field added later must be made by `_later`, with the value under which older runs were made, so that archived runs
+    keep their names.
 
     Attributes:
         study: the study the run belongs to, for example `layerwise`.
@@ -62,6 +69,14 @@ class RunConfig:
         normalize: `imagenet` mean and standard deviation, or `none` (pixels in [0, 1]).
         shuffle: new order of the images in every epoch.
         precision: `fp32`, or `bf16` autocast over fp32 weights.
+        init: initial weights. `default`, the network's own; `kaiming_uniform` or `kaiming_normal` (fan in, ReLU; zero
+            biases) in every convolution and linear layer; `pretrained`, torchvision's of ImageNet, or
+            `pretrained:<dataset>`, the final weights of the run `parent`, both as in `rwclib.models.transfer`.
+        parent: hash of the run whose final weights this one starts from; empty for none.
+        perturbation: what is done to the parent's weights first, as `rwclib.perturbation.parse` reads it; with one, `init`
+            only says how the parent began.
+        snapshot_every: epochs between two measurements of how far the weights have come, with penultimate features
+            measured at the end; 0 for neither.
 
     Raises:
         ConfigError: a value out of its range.
@@ -86,6 +101,10 @@ class RunConfig:
     normalize: str = "none"
     shuffle: bool = True
     precision: str = "fp32"
+    init: str = _later("default")
+    parent: str = _later("")
+    perturbation: str = _later("none")
+    snapshot_every: int = _later(0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -104,7 +123,7 @@ class RunConfig:
                 raise ConfigError(f"{field.name} must be {kind}, not {value!r}")
         smallest = {
             "width": 1, "epochs": 0, "seed": 0, "lr": 0, "momentum": 0, "weight_decay": 0, "batch_size": 1,
-            "n_train": 1, "n_test": 1, "image_size": 8, "crop_padding": 0,
+            "n_train": 1, "n_test": 1, "image_size": 8, "crop_padding": 0, "snapshot_every": 0,
         }  # fmt: skip
         for name, low in smallest.items():
             value = getattr(self, name)
@@ -120,6 +139,21 @@ class RunConfig:
         for name in ("study", "model", "dataset"):
             if not getattr(self, name).replace("_", "").isalnum() or not getattr(self, name).isascii():
                 raise ConfigError(f"{name} must consist of letters, digits and _, not {getattr(self, name)!r}")
+
+        self._check_start()
+
+    def _check_start(self) -> None:
+        """What the run starts from must be one thing: initial weights, or a parent's."""
+        of_run = self.init.startswith("pretrained:")
+        if self.init not in INITS and not of_run:
+            raise ConfigError(f"unknown init {self.init!r}; known: {', '.join(INITS)}, pretrained:DATASET")
+        if self.parent and not (len(self.parent) == 12 and set(self.parent) <= set("0123456789abcdef")):
+            raise ConfigError(f"parent must be the 12-digit hash of a run, not {self.parent!r}")
+        if bool(self.parent) != (of_run or self.perturbation != "none"):
+            raise ConfigError(
+                f"init {self.init!r} and perturbation {self.perturbation!r} {'need no' if self.parent else 'need a'} "
+                "parent; give one to pretrained:DATASET or to a perturbation, and to nothing else"
+            )
 
     def to_dict(self) -> dict:
         """Every field with its value, JSON types only."""

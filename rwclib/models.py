@@ -6,13 +6,13 @@ To add a network: write a function with the signature of `resnet18` and decorate
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rwclib.errors import ConfigError
+from rwclib.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,17 @@ class Network:
 
     build: Callable[[int, int, int], nn.Module]
     group: Callable[[str], str]
+    imagenet: str = ""  # torchvision's name of it, where its ImageNet weights fit at width 64
 
 
 MODELS: dict[str, Network] = {}
 
 
-def network(groups: Callable[[str], str]) -> Callable:
+def network(groups: Callable[[str], str], imagenet: str = "") -> Callable:
     """Register the decorated builder in `MODELS` under its own name."""
 
     def register(build: Callable[[int, int, int], nn.Module]) -> Callable[[int, int, int], nn.Module]:
-        MODELS[build.__name__] = Network(build, groups)
+        MODELS[build.__name__] = Network(build, groups, imagenet)
         return build
 
     return register
@@ -43,7 +44,9 @@ def get(name: str) -> Network:
     return MODELS[name]
 
 
-def build(name: str, *, num_classes: int, in_channels: int = 3, width: int = 64, seed: int = 0) -> nn.Module:
+def build(
+    name: str, *, num_classes: int, in_channels: int = 3, width: int = 64, seed: int = 0, init: str = "default"
+) -> nn.Module:
     """The network with the initial weights that `torch.manual_seed(seed)` gives; the global generator is left as it was.
 
     Args:
@@ -52,14 +55,80 @@ def build(name: str, *, num_classes: int, in_channels: int = 3, width: int = 64,
         in_channels: channels of the input images, (batch, in_channels, 32, 32) float.
         width: channels of the first stage; the others follow in the published proportions.
         seed: of the initial weights.
+        init: as in `rwclib.config.RunConfig`; weights that another run ended with are for `transfer` to bring in.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name, or ImageNet weights of a network or width that torchvision has none of.
+        DataError: ImageNet weights cannot be downloaded.
     """
     chosen = get(name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's alone
-        return chosen.build(num_classes, in_channels, width)
+        model = chosen.build(num_classes, in_channels, width)
+        if init.startswith("kaiming"):
+            _initialise(model, nn.init.kaiming_uniform_ if init == "kaiming_uniform" else nn.init.kaiming_normal_)
+    if init == "pretrained":
+        check_init(name, width, init)
+        transfer(model, _imagenet(chosen.imagenet))
+    return model
+
+
+def check_init(name: str, width: int, init: str) -> None:
+    """`ConfigError` if there are no ImageNet weights for `init="pretrained"`; nothing is downloaded."""
+    if init == "pretrained" and not (get(name).imagenet and width == 64):
+        able = ", ".join(sorted(known for known, of in MODELS.items() if of.imagenet))
+        raise ConfigError(
+            f"torchvision has no ImageNet weights for {name} at width {width}, but for {able} at width 64; "
+            "use init pretrained:DATASET"
+        )
+
+
+def _initialise(model: nn.Module, fill: Callable) -> None:
+    """He et al.'s (2015) initialisation: `fill` the weights by fan in for ReLU, biases zero; normalisation as it is."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fill(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _imagenet(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    try:
+        return get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no connection; a digest that differs
+        raise DataError(
+            f"ImageNet weights of {name} cannot be downloaded ({error}); connect, or use init pretrained:DATASET"
+        ) from error
+
+
+@torch.no_grad()
+def transfer(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Start the model from another's weights and buffers, its stem and head adapted.
+
+    The head, the last linear layer, keeps its initial weights, since the classes are others. A stem for other image
+    channels takes the sum of the other's filters over channels, divided evenly, so that it answers alike to a grey image;
+    of a larger kernel (ImageNet's 7x7 of a ResNet) the middle. Everything else is copied.
+
+    Raises:
+        ConfigError: a tensor is missing or has another shape.
+    """
+    own = model.state_dict()
+    heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
+    stem = next(name for name, value in own.items() if value.dim() == 4)
+    for name, value in own.items():
+        if name.rpartition(".")[0] in heads:
+            continue
+        given = state.get(name)
+        if name == stem and given is not None and given.dim() == 4:
+            cut = (given.shape[-1] - value.shape[-1]) // 2
+            given = given[..., cut : cut + value.shape[-2], cut : cut + value.shape[-1]] if cut > 0 else given
+            if given.shape[1] != value.shape[1]:
+                given = (given.sum(1, keepdim=True) / value.shape[1]).expand(-1, value.shape[1], -1, -1)
+        if given is None or given.shape != value.shape:
+            raise ConfigError(f"the other network's weights do not fit: {name} is missing or has another shape")
+        value.copy_(given)
 
 
 def _resnet_group(layer: str) -> str:
@@ -97,7 +166,7 @@ class _ResNet(nn.Sequential):
         self.fc = nn.Linear(channels, num_classes)
 
 
-@network(groups=_resnet_group)
+@network(groups=_resnet_group, imagenet="resnet18")
 def resnet18(num_classes: int, in_channels: int, width: int) -> nn.Module:
     """ResNet-18 as in study 1: 21 weight tensors, 11.17 M parameters at width 64 and 10 classes, PyTorch's default
     initialisation (the release's). Groups `block1` to `block4` (4, 5, 5, 5 tensors with the shortcuts), `stem`, `head`.
@@ -107,7 +176,7 @@ def resnet18(num_classes: int, in_channels: int, width: int) -> nn.Module:
     return _ResNet(BasicBlock, [2, 2, 2, 2], num_classes, in_channels, width)
 
 
-@network(groups=_resnet_group)
+@network(groups=_resnet_group, imagenet="resnet34")
 def resnet34(num_classes: int, in_channels: int, width: int) -> nn.Module:
     """ResNet-34, which study 2's released code builds under the name ResNet-50: 37 weight tensors, 21.28 M parameters at
     width 64 and 10 classes, otherwise as `resnet18`.
@@ -117,7 +186,7 @@ def resnet34(num_classes: int, in_channels: int, width: int) -> nn.Module:
     return _ResNet(BasicBlock, [3, 4, 6, 3], num_classes, in_channels, width)
 
 
-@network(groups=_resnet_group)
+@network(groups=_resnet_group, imagenet="resnet50")
 def resnet50(num_classes: int, in_channels: int, width: int) -> nn.Module:
     """ResNet-50, which study 2's text names: bottleneck blocks, 54 weight tensors, 23.52 M parameters at width 64 and 10
     classes, otherwise as `resnet18`.
@@ -157,30 +226,46 @@ def efficientnet_b4(num_classes: int, in_channels: int, width: int) -> nn.Module
     )  # fmt: skip
 
 
-def _vgg_group(layer: str) -> str:
-    """`early`, `middle`, `late`: convolutions 1-4, 5-11, 12-16 (the paper's text names the 11th twice)."""
-    if layer.startswith("classifier"):
-        return "head"
-    number = _VGG_CONVOLUTIONS.index(int(layer.split(".")[1])) + 1
-    return "early" if number <= 4 else "middle" if number <= 11 else "late"
-
-
 _VGG19 = [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"]
-_VGG_CONVOLUTIONS = [  # positions in torchvision's `features`: convolution, normalisation and ReLU, or a pool
-    sum(1 if item == "M" else 3 for item in _VGG19[:i]) for i, item in enumerate(_VGG19) if item != "M"
-]
 
 
-@network(groups=_vgg_group)
+def _vgg_groups(per_convolution: int) -> Callable[[str], str]:
+    """`early`, `middle`, `late`: convolutions 1-4, 5-11, 12-16 (study 1's text names the 11th twice).
+
+    `per_convolution`: modules that a convolution has in torchvision's `features`, ReLU and normalisation included.
+    """
+    sizes = [1 if item == "M" else per_convolution for item in _VGG19]
+    positions = [sum(sizes[:i]) for i, item in enumerate(_VGG19) if item != "M"]
+
+    def group(layer: str) -> str:
+        if layer.startswith("classifier"):
+            return "head"
+        number = positions.index(int(layer.split(".")[1])) + 1
+        return "early" if number <= 4 else "middle" if number <= 11 else "late"
+
+    return group
+
+
+@network(groups=_vgg_groups(3), imagenet="vgg19_bn")
 def vgg19_bn(num_classes: int, in_channels: int, width: int) -> nn.Module:
     """VGG-19 with batch normalisation as in study 1: 17 weight tensors, 20.04 M parameters at width 64 and 10 classes.
 
     Torchvision's convolutions and one linear layer, without dropout; initialised as the release does: He normal (fan
     out) convolutions, N(0, 0.01) linear weights, zero biases. Groups `early` (4 tensors), `middle` (7), `late` (5), `head`.
     """
+    return _vgg(num_classes, in_channels, width, batch_norm=True)
+
+
+@network(groups=_vgg_groups(2), imagenet="vgg19")
+def vgg19(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    """VGG-19 without batch normalisation as in study 3, otherwise as `vgg19_bn`: 20.03 M parameters."""
+    return _vgg(num_classes, in_channels, width, batch_norm=False)
+
+
+def _vgg(num_classes: int, in_channels: int, width: int, batch_norm: bool) -> nn.Module:
     from torchvision.models.vgg import make_layers
 
-    features = make_layers([item if item == "M" else item * width // 64 for item in _VGG19], batch_norm=True)
+    features = make_layers([item if item == "M" else item * width // 64 for item in _VGG19], batch_norm=batch_norm)
     if in_channels != 3:
         features[0] = nn.Conv2d(in_channels, width, 3, padding=1)
     model = nn.Sequential()

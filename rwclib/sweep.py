@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -20,7 +20,7 @@ from concurrent.futures import (
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rwclib import archive, data, locks, steps, training
+from rwclib import archive, data, locks, steps, training, weights
 from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, DataError, DivergedError, OutOfTimeError, RunLockedError, RwcError
 
@@ -87,6 +87,9 @@ def run_all(
 ) -> Report:
     """Bring every run into the archive; runs that are there already are left alone.
 
+    A run with a parent waits for it, wherever the two stand in the list; the parent's weights are kept until the last of
+    its children is done. A parent whose weights are gone is trained again for them.
+
     A run that fails or diverges is reported at the end while the others go on. A run that another process is working on
     is waited for, and taken over if that process dies. A run whose worker dies is started again, on its own, two times.
 
@@ -131,14 +134,34 @@ def run_all(
         except DataError as error:
             report.failed |= {config.name: str(error) for config in missing if config.dataset == name}
     missing = [config for config in missing if config.name not in report.failed]
-    waiting = [missing[first : first + chunk] for first in range(0, len(missing), chunk)]
+    keep = {config.parent for config in missing if config.parent}
+    missing = _with_parents(missing, {config.hash: config for config in configs}, results, report, keep)
+    unfinished = {config.hash for config in missing}
+    waiting = [
+        generation[first : first + chunk]
+        for generation in _generations(missing)
+        for first in range(0, len(generation), chunk)
+    ]
     options = {"results": str(results), "data_dir": str(data.folder(data_dir).absolute()), "device": device,
-               "engine": engine, "deadline": deadline, "checkpoint_seconds": checkpoint_seconds}  # fmt: skip
+               "engine": engine, "deadline": deadline, "checkpoint_seconds": checkpoint_seconds, "keep": keep}  # fmt: skip
     # One single-worker pool per process: a worker that dies costs its own runs alone.
     pools = [executor] if executor else [_local_pool() for _ in range(min(jobs or default_jobs(device), len(waiting)))]
     futures: dict[Future, tuple[list[RunConfig], int]] = {}
     deaths: dict[RunConfig, int] = {}
     seen: dict[str, float] = {}
+
+    def end(config: RunConfig, outcome: bool | Exception) -> None:
+        """Report a run; its children can start now, or never will."""
+        report.enter(config.name, outcome)
+        unfinished.discard(config.hash)
+        if isinstance(outcome, bool):
+            return
+        if not isinstance(outcome, OutOfTimeError):
+            outcome = RwcError(f"its parent {config.name} is not there: {outcome}")
+        for child in [child for batch in waiting for child in batch if child.parent == config.hash]:
+            waiting[:] = [kept for batch in waiting if (kept := [other for other in batch if other != child])]
+            end(child, outcome)
+
     try:
         while waiting or futures:
             if deadline is not None and time.time() > deadline:
@@ -147,8 +170,8 @@ def run_all(
                         del futures[future]
                         waiting.append(batch)
                 for config in (config for batch in waiting for config in batch):
-                    report.enter(config.name, False if _finished(results, config) else OutOfTimeError())
-                waiting = []
+                    report.enter(config.name, False if _finished(results, config, keep) else OutOfTimeError())
+                waiting.clear()
             if deadline is not None and time.time() > deadline + _GRACE and executor is None:
                 for pool in pools:
                     _terminate(pool)
@@ -160,6 +183,8 @@ def run_all(
             for batch in list(waiting):
                 if not idle:
                     break
+                if any(config.parent in unfinished for config in batch):
+                    continue
                 if all(_owner(results, config) and not archive.is_finished(results, config) for config in batch):
                     continue  # another process is at it; look again
                 waiting.remove(batch)
@@ -176,14 +201,14 @@ def run_all(
                 for config, outcome in zip(batch, outcomes, strict=True):
                     dead = isinstance(outcome, BrokenExecutor)
                     deaths[config] = deaths.get(config, 0) + dead
-                    if dead and _finished(results, config):
+                    if dead and _finished(results, config, keep):
                         outcome = False
                     elif dead and deadline is not None and time.time() > deadline:
                         outcome = OutOfTimeError()
                     elif isinstance(outcome, RunLockedError) or (dead and deaths[config] < _ATTEMPTS):
                         waiting.append([config])
                         continue
-                    report.enter(config.name, outcome)
+                    end(config, outcome)
                     if progress and not isinstance(outcome, OutOfTimeError):
                         progress(config.name, {})
             if progress:
@@ -199,15 +224,66 @@ def run_all(
         if executor is None:
             for pool in pools:
                 pool.shutdown(wait=True, cancel_futures=True)
+    needed = {config.parent for config in configs if config.name in {*report.left, *report.failed}}
+    for parent in {config.parent for config in configs if config.parent} - needed:
+        weights.path(results, parent).unlink(missing_ok=True)
     return report
 
 
-def _finished(results: Path, config: RunConfig) -> bool:
-    """Whether the run is in the archive, undamaged."""
+def _with_parents(
+    missing: list[RunConfig], known: dict[str, RunConfig], results: Path, report: Report, keep: set[str]
+) -> list[RunConfig]:
+    """The missing runs, and of the `known` ones those whose weights they need and which are gone; `keep` grows by theirs.
+
+    A run whose parent cannot be had is reported as failed and left out.
+    """
+    chosen = dict.fromkeys(missing)
+
+    def available(parent: str) -> str:
+        """Why the parent's weights will not be there; empty if they will."""
+        if weights.path(results, parent).exists() or known.get(parent) in chosen:
+            return ""
+        if parent not in known:
+            return f"its parent {parent} is not among the runs and its weights are not kept; add the parent to the runs"
+        config = known[parent]
+        problem = report.failed.get(config.name, "")
+        if not problem and config.parent:
+            keep.add(config.parent)
+            problem = available(config.parent)
+        if problem:
+            return f"its parent {config.name} is not there: {problem}"
+        chosen[config] = None
+        if config.name in report.already:
+            report.already.remove(config.name)
+        return ""
+
+    for config in missing:
+        problem = available(config.parent) if config.parent else ""
+        if problem:
+            report.failed[config.name] = problem
+            del chosen[config]
+    return [config for config in chosen if config.name not in report.failed]
+
+
+def _generations(configs: list[RunConfig]) -> list[list[RunConfig]]:
+    """The runs whose parents are not among them, then those whose parents are among these, and so on."""
+    found, rest = [], list(configs)
+    while rest:
+        hashes = {config.hash for config in rest}
+        found.append([config for config in rest if config.parent not in hashes])
+        rest = [config for config in rest if config.parent in hashes]
+    return found
+
+
+def _finished(results: Path, config: RunConfig, keep: Container[str] = ()) -> bool:
+    """Whether the run is in the archive, undamaged, and its weights are there if they are to be kept."""
     try:
-        return archive.is_finished(results, config) and bool(archive.read(results, config))
+        there = archive.is_finished(results, config) and archive.read(results, config)
     except ArchiveError:
         return False
+    if not there:
+        return False
+    return config.hash not in keep or there.record["status"] != "done" or weights.path(results, config.hash).exists()
 
 
 def _check_writable(results: Path) -> None:
@@ -282,7 +358,9 @@ def _work(batch: list[RunConfig], options: dict) -> list[bool | RwcError]:
 
 
 def _train(config: RunConfig, results: Path, options: dict) -> bool:
-    if _finished(results, config):
+    options = dict(options)
+    keep = options.pop("keep")
+    if _finished(results, config, keep):
         return False
     note = _progress_file(results, config)
 
@@ -293,7 +371,7 @@ def _train(config: RunConfig, results: Path, options: dict) -> bool:
         os.replace(part, note)
 
     try:
-        training.run(config, **options, threads=1, progress=tell)
+        training.run(config, **options, keep_weights=config.hash in keep, threads=1, progress=tell)
     finally:
         note.unlink(missing_ok=True)
     return True

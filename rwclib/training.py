@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import math
 import os
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from rwclib import archive, data, models
+from rwclib import archive, data, features, models, perturbation, weights
 from rwclib.checkpoint import EPOCH_COLUMNS, FILE, State
 from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, ConfigError, DivergedError, OutOfTimeError
@@ -33,6 +34,7 @@ from rwclib.tracker import RWCTracker
 
 TEST_BATCH = 500
 CHECKPOINT_SECONDS = 20.0
+FEATURE_IMAGES = 512  # whose penultimate features a run with snapshots stores
 # Initial weights and dropout come from torch's global generator, seeded here: runs in threads of one process take turns.
 _ONE_RUN_AT_A_TIME = threading.Lock()
 Progress = Callable[[dict], None]
@@ -56,14 +58,15 @@ def device_name(device: torch.device) -> str:
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """The CPU generator of one purpose (`order`, `augmentation`) of the run with this seed."""
+    """The CPU generator of one purpose (`order`, `augmentation`, `perturbation`) of the run with this seed."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
 def check(config: RunConfig) -> None:
-    """`ConfigError` if the config names an unknown model or data set, or cannot be run; nothing is read or written."""
-    models.get(config.model)
+    """`ConfigError` if the config names something unknown or cannot be run; nothing is read or written."""
+    models.check_init(config.model, config.width, config.init)
+    perturbation.parse(config.perturbation)
     if config.normalize == "imagenet" and data.get(config.dataset).in_channels != 3:
         raise ConfigError(
             f"normalize 'imagenet' needs colour images, and {config.dataset} is grey; use normalize 'none'"
@@ -80,6 +83,7 @@ def run(
     threads: int | None = None,
     deadline: float | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    keep_weights: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Train the run to its end, from its last checkpoint if there is one, and return its directory in the archive.
@@ -97,6 +101,8 @@ def run(
         deadline: `time.time()` after which to stop at the end of a batch, with a checkpoint. A call works off at least
             one batch.
         checkpoint_seconds: least time between two checkpoints, taken at the end of a batch.
+        keep_weights: leave the final weights in the archive's cache (`rwclib.weights.read`), for runs with this `parent`. A
+            finished run whose weights are gone is trained again for them; what is archived stays.
         progress: called after each epoch with `epoch`, `epochs`, `train_loss`, `test_top1`, `images_per_s`.
 
     Raises:
@@ -105,14 +111,21 @@ def run(
         RunLockedError: another live process is working on this run.
         DivergedError: a loss or weight became infinite or NaN; the run is archived with status `diverged`.
         OutOfTimeError: the deadline came first; call again to go on.
-        ArchiveError: the folder cannot be written.
+        ArchiveError: the folder cannot be written, or the parent's weights are missing or damaged.
     """
     check(config)
     results = Path(results or archive.default_results())
     place = archive.run_dir(results, config)
+
+    def complete() -> bool:
+        """Whether nothing is left to do for the run in the archive."""
+        _raise_if_diverged(archive.read(results, config), place)
+        return not keep_weights or weights.path(results, config.hash).exists()
+
     if archive.is_finished(results, config):
         try:
-            return _finished(archive.read(results, config), place)
+            if complete():
+                return place
         except ArchiveError:
             if not place.is_dir():
                 raise
@@ -122,7 +135,8 @@ def run(
     with _ONE_RUN_AT_A_TIME, Lock(archive.lock_path(results, config)) as lock:
         if archive.is_finished(results, config):  # another process was faster, or the directory is damaged
             try:
-                return _finished(archive.read(results, config), place)
+                if complete():
+                    return place
             except ArchiveError as error:
                 aside = archive.set_aside(place)
                 print(f"{error}: kept as {aside.name}, training it again", file=sys.stderr, flush=True)
@@ -135,17 +149,18 @@ def run(
             before = torch.get_num_threads()
             torch.set_num_threads(threads or before)
             try:
-                return _train(config, images, results, chosen, lock, engine, deadline, checkpoint_seconds, progress)
+                return _train(
+                    config, images, results, chosen, lock, engine, deadline, checkpoint_seconds, keep_weights, progress
+                )
             finally:
                 torch.set_num_threads(before)
 
 
-def _finished(run: archive.Run, place: Path) -> Path:
+def _raise_if_diverged(run: archive.Run, place: Path) -> None:
     if run.record["status"] == "diverged":
         raise DivergedError(
             f"{place.name} diverged in epoch {run.record['diverged']['epoch']}; lower the learning rate"
         )
-    return place
 
 
 def _train(
@@ -157,21 +172,23 @@ def _train(
     engine: str,
     deadline: float | None,
     checkpoint_seconds: float,
+    keep_weights: bool,
     progress: Progress | None,
 ) -> Path:
     known, cuda = data.get(config.dataset), device.type == "cuda"
     if cuda:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
-    model = models.build(
-        config.model, num_classes=known.num_classes, in_channels=known.in_channels, width=config.width, seed=config.seed
-    ).to(device, memory_format=torch.channels_last)
+    model = _begin(config, known, results).to(device, memory_format=torch.channels_last)
     torch.manual_seed(config.seed)  # dropout; inside fork_rng
     state = State(
         model, _optimizer(config, model, engine), RWCTracker(model),
         generator(config.seed, "order"), generator(config.seed, "augmentation"),
         torch.zeros(2, 3, dtype=torch.float64, device=device), started=_now(), data_digest=images.digest(),
     )  # fmt: skip
+    if config.snapshot_every:
+        parent = weights.path(results, config.parent) if config.parent else None
+        state.snapshots = weights.Snapshots(archive.cache_dir(results, config), parent)
     archive.remove_parts(results, config)
     checkpoint = archive.cache_dir(results, config) / FILE
     if checkpoint.exists():
@@ -184,6 +201,8 @@ def _train(
                 f"the checkpoint of {config.name} is damaged ({error}): moved to {aside.name}; call again to start the run anew"
             ) from error
 
+    if state.snapshots and not state.snapshots.epochs:
+        state.snapshots.take(model, 0)
     kind = {"image_size": config.image_size, "normalize": config.normalize, "device": device}
     train_set = data.Batches(images.x_train, images.y_train, crop_padding=config.crop_padding, **kind)
     test_set = data.Batches(images.x_test, images.y_test, **kind)
@@ -228,6 +247,8 @@ def _train(
         state.epoch, state.batch, state.spent = state.epoch + 1, 0, 0.0
         state.sums.zero_()
         diverged = not (math.isfinite(row[0]) and state.tracker.history()[-1][:, -1].isfinite().all())
+        if state.snapshots and (state.epoch % config.snapshot_every == 0 or state.epoch == config.epochs):
+            state.snapshots.take(model, state.epoch)
         if progress and not diverged:
             speed = len(train_set) / state.seconds[-1]
             progress({"epoch": state.epoch, "epochs": config.epochs, "train_loss": row[0], "test_top1": row[4],
@@ -237,13 +258,82 @@ def _train(
     record = {"status": "diverged" if diverged else "done", "provenance": _provenance(images, device, engine, state)}
     if diverged:
         record["diverged"] = {"epoch": state.epoch, "train_loss": str(state.rows[-1][0])}
-    place = archive.write(results, config, record, _layers(config, state), _epochs(state))
+    elif keep_weights:
+        weights.keep(results, config, model)
+    place = archive.run_dir(results, config)
+    if not archive.is_finished(results, config):
+        extra = {} if diverged else _measured(config, state, test_set, results)
+        archive.write(results, config, record, _layers(config, state), _epochs(state), extra)
     shutil.rmtree(checkpoint.parent, ignore_errors=True)
     if diverged:
         raise DivergedError(
             f"{config.name} diverged in epoch {state.epoch} (training loss {state.rows[-1][0]}); lower the learning rate"
         )
     return place
+
+
+def _begin(config: RunConfig, known: data.Dataset, results: Path) -> nn.Module:
+    """The network as the run begins: initial weights, or its parent's, transferred or perturbed."""
+    model = models.build(
+        config.model, num_classes=known.num_classes, in_channels=known.in_channels, width=config.width,
+        seed=config.seed, init=config.init,
+    )  # fmt: skip
+    if config.perturbation != "none":
+        _load_parent(model, config, results)
+        perturbation.apply(config.perturbation, model, generator(config.seed, "perturbation"))
+    elif config.parent:
+        models.transfer(model, weights.read(results, config.parent))
+    return model
+
+
+def _load_parent(model: nn.Module, config: RunConfig, results: Path) -> None:
+    try:
+        model.load_state_dict(weights.read(results, config.parent))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the parent run {config.parent} is of another network than {config.name}; give the hash of a "
+            f"{config.model} run of width {config.width} on the same kind of data set"
+        ) from error
+
+
+def _measured(
+    config: RunConfig, state: State, test_set: data.Batches, results: Path
+) -> dict[str, pd.DataFrame | np.ndarray]:
+    """What a run with `snapshot_every` measures besides: `snapshots`, `features` at its start and end, `penultimate`.
+
+    `features` has, for the start and the end: test top-1 (percent), features that vary over the test images and all of
+    them, mean off-diagonal correlation; and of a perturbed run `features.summary` with the parent's. `penultimate` are the
+    features of the first test images themselves, float16, of runs that are not perturbed.
+    """
+    if not state.snapshots:
+        return {}
+    model = state.model.eval()
+    parent, rows, kept = model, [], []
+    if config.perturbation != "none":
+        parent = copy.deepcopy(model)
+        _load_parent(parent, config, results)
+    for when in ("end", "start"):
+        if when == "start":
+            model.load_state_dict(state.snapshots.start())
+        own, cross, hits = features.Moments(), features.Moments(), 0
+        for (found, of_parent), labels in features.stream([model, parent], test_set.in_order(TEST_BATCH)):
+            own.add(found, found)
+            if parent is not model:
+                cross.add(found, of_parent)
+            elif when == "end" and sum(map(len, kept)) < FEATURE_IMAGES:
+                kept.append(found.half().cpu().numpy())
+            hits += int((features.last_linear(model)(found).argmax(1) == labels).sum())
+        matrix = own.correlation()
+        rows.append({
+            "when": when, "test_top1": 100 * hits / len(test_set), "features": len(matrix),
+            "varying": int(np.isfinite(np.diagonal(matrix)).sum()), "correlation": features.mean_off_diagonal(matrix),
+            **(features.summary(cross) if parent is not model else dict.fromkeys(features.SUMMARY, np.nan)),
+        })  # fmt: skip
+    found = {
+        "snapshots": state.snapshots.table([name for name, _ in model.named_parameters()]),
+        "features": pd.DataFrame(rows[::-1]),
+    }
+    return found | ({"penultimate": np.concatenate(kept)[:FEATURE_IMAGES]} if kept else {})
 
 
 def _optimizer(config: RunConfig, model: nn.Module, engine: str) -> torch.optim.Optimizer:

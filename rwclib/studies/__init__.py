@@ -11,7 +11,7 @@ from types import ModuleType
 
 from rwclib.errors import ConfigError
 
-STUDIES = ("layerwise", "weightscale")
+STUDIES = ("layerwise", "weightscale", "dynamics")
 
 
 def get(name: str, part: str = "") -> ModuleType:

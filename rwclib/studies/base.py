@@ -36,11 +36,16 @@ def load(
         configs = runs(name, **which)
         parts[name] = archive.load(configs, Path(results or archive.default_results()), status="done")
 
-    def together(kind: str) -> pd.DataFrame:
-        tidy = [getattr(part, kind).assign(profile=name) for name, part in parts.items()]
+    def together(of: Callable[[archive.Tables], pd.DataFrame]) -> pd.DataFrame:
+        tidy = [of(part).assign(profile=name) for name, part in parts.items()]
         return pd.concat([table for table in tidy if len(table)] or tidy[:1], ignore_index=True)
 
-    return archive.Tables(*(together(kind) for kind in ("runs", "layers", "epochs")))
+    extra = dict.fromkeys(name for part in parts.values() for name in part.extra)
+    return archive.Tables(
+        together(lambda part: part.runs), together(lambda part: part.layers), together(lambda part: part.epochs),
+        {name: together(lambda part, name=name: part.extra.get(name, pd.DataFrame())) for name in extra},
+        {key: array for part in parts.values() for key, array in part.arrays.items()},
+    )  # fmt: skip
 
 
 def prepare(
