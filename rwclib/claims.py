@@ -6,6 +6,9 @@ percentile bootstrap over seeds, or over the layers of the groups when there is 
 three seeds the bootstrap's interval is just their range, and the table calls it that. Where there is nothing to draw from
 (one seed and a group of one layer, or one accuracy) there is no interval and the comparison is `unclear`.
 
+Quantities of whole runs (study 3) are judged in the same way: a `Level` against a fixed range, a `Difference` on the linear
+scale. There `seed` may name any unit that is drawn from, such as the trainings of a cell of a grid; `over` says what.
+
 Verdicts. A comparison `holds` when its whole interval lies on the claimed side, `fails` when all of it lies on the
 other, and is `unclear` otherwise. A claim `holds` when all its comparisons hold, `fails` when one fails, is `not run`
 when a run that it needs is missing, and `unclear` otherwise. It is shown with the weakest of the comparisons that have
@@ -59,7 +62,10 @@ class Comparison:
     b: Group
     low: float = 1.0
     high: float = _INFINITY
+    over: str = "seeds"
     unit = "ratio"
+    scales = (np.log, np.exp)  # means are compared on the first's scale, and brought back by the second
+    weighted = False  # by the layers' numbers of weights
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -77,7 +83,7 @@ class Comparison:
         return f"{self.a.dataset} / {self.b.dataset}, {self.a.name}"
 
     def effect(self, logs: np.ndarray) -> np.ndarray:
-        """Log effect of the log means (groups, ...)."""
+        """Effect of the means (groups, ...), both on the comparison's scale."""
         return logs[0] - logs[1]
 
     def verdict(self, low: float, high: float) -> str:
@@ -108,6 +114,43 @@ class Nearer(Comparison):
 
     def effect(self, logs: np.ndarray) -> np.ndarray:
         return abs(logs[2] - logs[3]) - abs(logs[0] - logs[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Comparison):
+    """The claim that `a` less `b` lies between `low` and `high`, for quantities that can be negative."""
+
+    low: float = 0.0
+    unit = "difference"
+    scales = (np.asarray, np.asarray)
+
+    @property
+    def label(self) -> str:
+        return f"{self.a.name} - {self.b.name}"
+
+    def margin(self, effect: float) -> float:
+        """Distance from the effect to the nearer edge of the claimed range; negative outside it."""
+        return min(effect - self.low, self.high - effect)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level(Difference):
+    """The claim that `a` itself lies between `low` and `high`; with `weighted`, the mean over weights, not over layers."""
+
+    b: Group | None = None
+    weighted: bool = False
+    unit = "value"
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return (self.a,)
+
+    @property
+    def label(self) -> str:
+        return self.a.name
+
+    def effect(self, means: np.ndarray) -> np.ndarray:
+        return means[0]
 
 
 @dataclass(frozen=True)
@@ -187,11 +230,14 @@ def about(claims: Sequence[Claim], models: Sequence[str]) -> list[Claim]:
 
 
 def _layer_means(layers: pd.DataFrame, group: Group, metric: str) -> pd.DataFrame:
-    """(seeds, layers) means over the epochs after the first, finite values only; all-infinite layers are left out."""
+    """(seeds, layers) means over the epochs after the first, finite values only; all-infinite layers are left out.
+
+    Tables of whole runs have no epochs, and keep all rows.
+    """
     of_group = (
         (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
     )
-    rows = layers[of_group & (layers["epoch"] > 1)]
+    rows = layers[of_group & (layers["epoch"] > 1) if "epoch" in layers else of_group]
     if group.third:
         thirds = np.array_split(np.sort(rows["depth"].unique()), 3)
         rows = rows[rows["depth"].isin(thirds[_THIRDS.index(group.third)])]
@@ -206,26 +252,34 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
         metric: `rwc`, `rwc_elementwise` or another column.
 
     Returns:
-        effect, low, high (ratios; NaN if not run), verdict, seeds (number), resampled (`seeds`, `layers` or `-`).
+        effect, low, high (ratios; NaN if not run), verdict, seeds (number), resampled (`comparison.over`, `layers` or `-`).
     """
     tables = [_layer_means(layers, group, metric) for group in comparison.groups]
     seeds = sorted(set.intersection(*(set(table.index) for table in tables)))
     if not seeds:
         return _NOT_RUN
-    tables, rng = [table.loc[seeds] for table in tables], np.random.default_rng(0)
-    logs = np.log([table.mean(axis=1) for table in tables])  # (groups, seeds)
-    effect = float(np.exp(comparison.effect(logs.mean(1))))
+    tables, rng, (forward, back) = [t.loc[seeds] for t in tables], np.random.default_rng(0), comparison.scales
+    sizes = layers.groupby("layer")["size"].first() if comparison.weighted else None
+    weights = [np.ones(t.shape[1]) if sizes is None else sizes.loc[t.columns].to_numpy() for t in tables]
+    means = [(t.to_numpy() * w).sum(1) / w.sum() for t, w in zip(tables, weights, strict=True)]
+    scaled = forward(means)  # (groups, seeds)
+    effect = float(back(comparison.effect(scaled.mean(1))))
     if len(seeds) == 1 and min(table.shape[1] for table in tables) == 1:
         return _NO_INTERVAL | {"effect": effect}
     if len(seeds) > 1:
-        logs_drawn = logs[:, rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))].mean(-1)
+        drawn = scaled[:, rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))].mean(-1)
     else:  # the same layers on two data sets are drawn in pairs
         rows = {tuple(t.columns): rng.integers(0, t.shape[1], (RESAMPLES, t.shape[1])) for t in tables}
-        logs_drawn = np.log([table.to_numpy()[0][rows[tuple(table.columns)]].mean(-1) for table in tables])
-    low, high = np.exp(np.quantile(comparison.effect(logs_drawn), [0.025, 0.975]))
+        drawn = [
+            (t.to_numpy()[0][chosen] * w[chosen]).sum(-1) / w[chosen].sum(-1)
+            for t, w in zip(tables, weights, strict=True)
+            for chosen in [rows[tuple(t.columns)]]
+        ]
+        drawn = forward(drawn)
+    low, high = back(np.quantile(comparison.effect(drawn), [0.025, 0.975]))
     return {
-        "effect": effect, "low": float(low), "high": float(high),
-        "verdict": comparison.verdict(low, high), "seeds": len(seeds), "resampled": "seeds" if len(seeds) > 1 else "layers",
+        "effect": effect, "low": float(low), "high": float(high), "verdict": comparison.verdict(low, high),
+        "seeds": len(seeds), "resampled": comparison.over if len(seeds) > 1 else "layers",
     }  # fmt: skip
 
 

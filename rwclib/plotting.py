@@ -1,4 +1,4 @@
-"""Every figure's drawing, from tidy tables only."""
+"""Drawing of figures about layers, from tidy tables only; `plotting_runs` has those about whole runs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LABELS = {
     "l1_norm": "L1 norm",
     "l2_norm": "L2 norm",
 }
-_STYLE = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
-_COLORS = sns.color_palette("colorblind")
+STYLE = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+COLORS = sns.color_palette("colorblind")
 CLUSTER_COLORS = ("#4C72B0", "#55A868", "#CCB974", "#C44E52", "#64B5CD")  # by label, as the published figures have them
 
 
@@ -51,7 +51,7 @@ def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     layers = list(dict.fromkeys(table["layer"]))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 3.8), layout="constrained")
         axes = figure.subplots()
         colors = sns.color_palette("viridis", len(layers)) if layers else []
@@ -91,11 +91,11 @@ def group_lines(
         metrics: one panel each.
     """
     rows = layers[layers["group"].isin(groups)]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4), layout="constrained")
         for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
             finite = rows.assign(value=rows[metric].where(np.isfinite(rows[metric])))
-            for color, group in zip(_COLORS, groups, strict=False):
+            for color, group in zip(COLORS, groups, strict=False):
                 of_group = finite[finite["group"] == group]
                 for _, line in of_group.groupby("layer", sort=False):
                     mean = line.groupby("epoch")["value"].mean()
@@ -131,13 +131,13 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
         means: columns dataset, panel (its title), group, source (`Eq. 1`, `elementwise`, `published`), value; several rows per seed.
     """
     panels = means.loc[means["source"] != "published", ["panel", "dataset"]].drop_duplicates()
-    looks = {"Eq. 1": (_COLORS[0], "-", "o"), "elementwise": (_COLORS[1], "-", "s"), "published": ("0.35", "--", "D")}
+    looks = {"Eq. 1": (COLORS[0], "-", "o"), "elementwise": (COLORS[1], "-", "s"), "published": ("0.35", "--", "D")}
     labels = {
         "Eq. 1": "ours, Eq. 1 (mean)",
         "elementwise": "ours, elementwise (mean)",
         "published": "published figures, elementwise (median)",
     }
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.9 * len(panels) + 1, 4), layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel, dataset in zip(row, panels["panel"], panels["dataset"], strict=True):
@@ -173,10 +173,10 @@ def measures_by_size(table: pd.DataFrame, *, caption: str) -> Figure:
         table: columns size, measure, median, p10, p90.
         caption: below the panel.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.subplots()
-        looks = zip(_COLORS, ("-", "-", ":"), "os.", strict=False)  # Eq. 1 and the median lie on one another
+        looks = zip(COLORS, ("-", "-", ":"), "os.", strict=False)  # Eq. 1 and the median lie on one another
         for (color, line, marker), (measure, rows) in zip(looks, table.groupby("measure", sort=False), strict=False):
             axes.plot(rows["size"], rows["median"], line, color=color, marker=marker, ms=5, lw=2, label=measure)
             axes.fill_between(rows["size"], rows["p10"], rows["p90"], color=color, alpha=0.2, lw=0)
@@ -200,12 +200,12 @@ def definitions_by_layer(means: pd.DataFrame, *, titles: Mapping[str, str], capt
         caption: below the panels.
     """
     datasets = list(dict.fromkeys(means["dataset"]))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.2 * len(datasets) + 0.6, 3), layout="constrained")
         row = figure.subplots(1, len(datasets), sharex=True, sharey=True, squeeze=False)[0]
         for axes, dataset in zip(row, datasets, strict=True):
             for color, marker, (model, rows) in zip(
-                _COLORS, "os^", means[means["dataset"] == dataset].groupby("model", sort=False), strict=False
+                COLORS, "os^", means[means["dataset"] == dataset].groupby("model", sort=False), strict=False
             ):
                 axes.plot(
                     rows["Eq. 1"], rows["elementwise"], marker, color=color, ms=4, mec="none", label=titles[model]
@@ -233,7 +233,7 @@ def cluster_lines(
         columns: panels in a row.
     """
     rows = -(-len(panels) // columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.7 * columns, 2.3 * rows + 0.9), layout="constrained")
         for axes, (name, curves, labels) in zip(
             figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False
@@ -269,13 +269,13 @@ def scree_lines(table: pd.DataFrame, *, title: str, caption: str, columns: int) 
     """
     names, lines = table["panel"].unique(), list(table["line"].unique())
     rows = -(-len(names) // columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.4 * columns + 0.4, 2.1 * rows + 1.1), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes, name in zip(grid.flat, names, strict=False):
             of = table[table["panel"] == name]
             for line, part in of.groupby("line", sort=False):
-                color = _COLORS[lines.index(line)]
+                color = COLORS[lines.index(line)]
                 axes.plot(part["k"], part["share"], color=color, lw=1.3, marker=".", ms=4, label=line)
                 elbow = part[part["elbow"]]
                 axes.plot(elbow["k"], elbow["share"], "o", mfc="none", mec=color, ms=9, label="_")
@@ -303,10 +303,10 @@ def scree_lines(table: pd.DataFrame, *, title: str, caption: str, columns: int) 
 
 def by_depth(table: pd.DataFrame, *, caption: str, ylabel: str) -> Figure:
     """A line per column of `table` against the layers in order of depth, logarithmic; the caption below."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.subplots()
-        for color, marker, name in zip(_COLORS, "os^D", table.columns, strict=False):
+        for color, marker, name in zip(COLORS, "os^D", table.columns, strict=False):
             axes.plot(range(1, len(table) + 1), table[name], color=color, marker=marker, ms=4, lw=1.3, label=name)
         axes.set(yscale="log", xlabel="layer, in order of depth", ylabel=ylabel)
         axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))

@@ -15,9 +15,9 @@ def interval_text(seeds: int, resampled: str) -> str:
     """What an interval is, in words."""
     if resampled == "-":
         return f"none ({seeds} seed)" if seeds else "-"
-    if resampled == "seeds":
-        return f"range of {seeds} seeds" if seeds < 4 else f"95%, over {seeds} seeds"
-    return f"95%, over layers of {seeds} seed"
+    if resampled == "layers":
+        return f"95%, over layers of {seeds} seed"
+    return f"range of {seeds} {resampled}" if seeds < 4 else f"95%, over {seeds} {resampled}"
 
 
 def _finding(row: pd.Series) -> str:
@@ -62,14 +62,21 @@ def to_text(table: pd.DataFrame) -> str:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The same as a Markdown table, one row to a claim, and a list."""
-    names = [name for name in dict.fromkeys(table["definition"]) if name != "-"]
-    rows = [["claim", "statement", *names, "interval is", "profile", "training top-1", "data"]]
-    rows.append(["---"] * len(rows[0]))
+    """The same in Markdown: one row to a claim, a table to each set of definitions, and a list of the data copies."""
+    families: dict[tuple[str, ...], list[tuple[str, pd.DataFrame]]] = {}
+    family: tuple[str, ...] = ()
     for claim_id, of_claim in table.groupby("claim", sort=False):
-        findings = {row["definition"]: _finding(row) for _, row in of_claim.iterrows()}
-        findings |= dict.fromkeys(names, findings["-"]) if "-" in findings else {}
-        first = of_claim.iloc[0]
-        rows.append([claim_id, first["text"], *(findings[name] for name in names), *_circumstances(first)])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- Data copy: {copy}" for copy in _copies(table))]).rstrip()
+        family = tuple(name for name in of_claim["definition"] if name != "-") or family
+        families.setdefault(family, []).append((claim_id, of_claim))
+    lines = []
+    for family, claims in families.items():
+        names = list(family) or ["finding"]
+        rows = [["claim", "statement", *names, "interval is", "profile", "training top-1", "data"]]
+        rows.append(["---"] * len(rows[0]))
+        for claim_id, of_claim in claims:
+            findings = {row["definition"]: _finding(row) for _, row in of_claim.iterrows()}
+            findings |= dict.fromkeys(names, findings["-"]) if "-" in findings else {}
+            first = of_claim.iloc[0]
+            rows.append([claim_id, first["text"], *(findings[name] for name in names), *_circumstances(first)])
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    return "\n".join([*lines, *(f"- Data copy: {copy}" for copy in _copies(table))]).rstrip()

@@ -157,7 +157,8 @@ def run_all(
         if isinstance(outcome, bool):
             return
         if not isinstance(outcome, OutOfTimeError):
-            outcome = RwcError(f"its parent {config.name} is not there: {outcome}")
+            kind = DivergedError if isinstance(outcome, DivergedError) else RwcError
+            outcome = kind(f"its parent {config.name} is not there: {outcome}")
         for child in [child for batch in waiting for child in batch if child.parent == config.hash]:
             waiting[:] = [kept for batch in waiting if (kept := [other for other in batch if other != child])]
             end(child, outcome)
@@ -239,30 +240,35 @@ def _with_parents(
     """
     chosen = dict.fromkeys(missing)
 
-    def available(parent: str) -> str:
-        """Why the parent's weights will not be there; empty if they will."""
+    def trouble(parent: str) -> RwcError | None:
+        """Why the parent's weights will not be there; None if they will."""
         if weights.path(results, parent).exists() or known.get(parent) in chosen:
-            return ""
+            return None
         if parent not in known:
-            return f"its parent {parent} is not among the runs and its weights are not kept; add the parent to the runs"
+            return RwcError(
+                f"its parent {parent} is not among the runs and its weights are not kept; add the parent to the runs"
+            )
         config = known[parent]
-        problem = report.failed.get(config.name, "")
-        if not problem and config.parent:
+        if config.name in report.failed:
+            return RwcError(f"its parent {config.name} is not there: {report.failed[config.name]}")
+        if _finished(results, config) and archive.read(results, config).record["status"] == "diverged":
+            return DivergedError(f"its parent {config.name} diverged")
+        if config.parent:
             keep.add(config.parent)
-            problem = available(config.parent)
-        if problem:
-            return f"its parent {config.name} is not there: {problem}"
+            problem = trouble(config.parent)
+            if problem:
+                return type(problem)(f"its parent {config.name} is not there: {problem}")
         chosen[config] = None
         if config.name in report.already:
             report.already.remove(config.name)
-        return ""
+        return None
 
     for config in missing:
-        problem = available(config.parent) if config.parent else ""
+        problem = trouble(config.parent) if config.parent else None
         if problem:
-            report.failed[config.name] = problem
+            report.enter(config.name, problem)
             del chosen[config]
-    return [config for config in chosen if config.name not in report.failed]
+    return list(chosen)
 
 
 def _generations(configs: list[RunConfig]) -> list[list[RunConfig]]:

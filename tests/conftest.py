@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -44,6 +45,18 @@ def rwc(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Com
     process = command(*arguments, env=env)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def sweep_process(configs: list[RunConfig], results: Path) -> subprocess.Popen:
+    """`run_all` of these runs in a process of its own, with a checkpoint after every batch and one thread."""
+    text = (
+        "import sys, json\nfrom concurrent.futures import ThreadPoolExecutor\nfrom rwclib import RunConfig\n"
+        "from rwclib.sweep import run_all\nconfigs = [RunConfig(**c) for c in json.loads(sys.argv[1])]\n"
+        "with ThreadPoolExecutor(1) as pool:\n"
+        "    run_all(configs, results=sys.argv[2], executor=pool, checkpoint_seconds=0)\n"
+    )
+    settings = json.dumps([config.to_dict() for config in configs])
+    return subprocess.Popen([sys.executable, "-c", text, settings, str(results)], cwd=ROOT)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -30,7 +30,7 @@ def test_profiles_are_of_the_promised_sizes():
         "reduced": 12,
         "paper": 20,
     }
-    assert all((run.width, run.n_train, run.epochs) == (8, 512, 2) for run in sizes["smoke"])
+    assert all((run.width, run.n_train, run.epochs) == (8, 256, 2) for run in sizes["smoke"])
     assert all(run.width == 16 and run.n_train >= 2000 and run.epochs >= 8 for run in sizes["quick"])
     assert all((run.width, run.n_train, run.epochs) == (16, 10_000, 30) for run in sizes["reduced"])
     assert {run.seed for run in sizes["reduced"]} == {0, 42, 123}

@@ -329,8 +329,8 @@ def test_full_width_training_on_real_images_falls_and_tracks_what_the_weights_sa
 
 def test_a_run_killed_five_times_ends_with_the_tables_of_an_undisturbed_one(tmp_path):
     arguments = (
-        "train", "--model", "resnet18", "--dataset", "fashion_mnist_sample", "--width", 8, "--epochs", 20, "--n-train", 300,
-        "--n-test", 100, "--threads", 1, "--checkpoint-seconds", 0, "--device", "cpu", "--results",
+        "train", "--model", "resnet18", "--dataset", "fashion_mnist_sample", "--width", 8, "--epochs", 16, "--n-train", 200,
+        "--n-test", 50, "--threads", 1, "--checkpoint-seconds", 0, "--device", "cpu", "--results",
     )  # fmt: skip
     whole = command(*arguments, tmp_path / "whole")
     out, err = whole.communicate(timeout=300)

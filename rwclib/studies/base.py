@@ -99,7 +99,10 @@ def learned(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, 
     guessing = last["dataset"].map(lambda name: 100 / data.get(name).num_classes)
     bad = last[last["train_top1"] < 2 * guessing]
     kept = (table[~table["hash"].isin(bad["hash"])] for table in (found.runs, found.layers, found.epochs))
-    return archive.Tables(*kept), set(bad[["profile", "model", "dataset"]].itertuples(index=False, name=None))
+    extra = {name: table[~table["hash"].isin(bad["hash"])] for name, table in found.extra.items()}
+    return archive.Tables(*kept, extra, found.arrays), set(
+        bad[["profile", "model", "dataset"]].itertuples(index=False, name=None)
+    )
 
 
 def best(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:

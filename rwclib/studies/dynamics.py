@@ -6,14 +6,19 @@ momentum 0.9, Adam with 1e-3, batch 128, no weight decay, no augmentation, 20 ep
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rwclib import archive, data
-from rwclib.config import RunConfig, check_profile
+import numpy as np
+import pandas as pd
+
+from rwclib import archive, data, features
+from rwclib.config import PROFILES, RunConfig, check_profile
 from rwclib.errors import ConfigError
 from rwclib.studies import base
+from rwclib.weights import COLUMNS, THRESHOLDS, WHOLE
 
 STUDY = "dynamics"
 MODELS = {"lenet5": "LeNet-5", "resnet18": "ResNet-18", "vgg19": "VGG-19"}
@@ -103,11 +108,11 @@ def retrainings(profile: str, **which: Sequence | None) -> list[RunConfig]:
     return [_retrained(profile, config, perturbation) for perturbation in PERTURBATIONS for config in of]
 
 
-CONTROLS = ("flip_sign@weights", "flip_sign@state", "add_noise:0.1", "shuffle")
+CONTROLS = ("distort:0.0", "flip_sign@weights", "flip_sign@state", "add_noise:0.1", "shuffle")
 
 
 def controls(profile: str, **which: Sequence | None) -> list[RunConfig]:
-    """What part 3 does not have: sign flips of other tensors, noise and shuffling, of the MNIST runs with Kaiming-uniform SGD."""
+    """What part 3 lacks, for the MNIST runs with Kaiming-uniform SGD: no perturbation, flips of other tensors, noise, shuffling."""
     of = [
         config
         for config in grid(profile, **which)
@@ -129,3 +134,147 @@ def tables(results: str | Path | None = None, profile: str = "best", **which: ob
 def prepare(profile: str, models: list[str], **rest: object) -> tuple[archive.Tables, list[str]]:
     """What a notebook draws, as `base.prepare`."""
     return base.prepare(runs, profile, models, **rest)
+
+
+def endings(found: archive.Tables) -> pd.DataFrame:
+    """One row per run: its settings, where its weights and features ended, and where they began.
+
+    Columns, besides profile, hash and those of `CELL`, seed, perturbation, epochs and width: of all parameters, the columns
+    of `rwclib.weights.Snapshots.table` at the last epoch; of the last epoch `train_top1`; of `features.parquet` those at the
+    end, and at the start with `_start` behind the name; and `parent_top1`, the parent's test accuracy (percent) at its end.
+    """
+    settings = ["profile", "hash", *CELL, "seed", "perturbation", "parent", "epochs", "width"]
+    table = found.runs[settings].copy()
+    snapshots = found.extra["snapshots"]
+    last = snapshots[
+        (snapshots["tensor"] == WHOLE) & (snapshots["epoch"] == snapshots.groupby("hash")["epoch"].transform("max"))
+    ]
+    table = table.merge(last[["profile", "hash", "size", *COLUMNS]], on=["profile", "hash"])
+    table = table.merge(archive.last_epochs(found.epochs)[["profile", "hash", "train_top1"]], on=["profile", "hash"])
+    measured = found.extra["features"]
+    columns = ["profile", "hash", "test_top1", "features", "varying", "correlation", *features.SUMMARY]
+    for when, suffix in (("end", ""), ("start", "_start")):
+        rows = measured.loc[measured["when"] == when, columns]
+        table = table.merge(rows.rename(columns={name: name + suffix for name in columns[2:]}), on=["profile", "hash"])
+    tops = dict(zip(table["hash"], table["test_top1"], strict=True))
+    return table.assign(parent_top1=table["parent"].map(tops))
+
+
+def shown(ends: pd.DataFrame) -> pd.DataFrame:
+    """Of `endings`, the most telling profile's rows of each model and data set, in the order of the slides."""
+    parts = [base.best(ends, model, dataset) for model in MODELS for dataset in dict.fromkeys(ends["dataset"])]
+    return pd.concat(parts, ignore_index=True)
+
+
+def moved(ends: pd.DataFrame) -> pd.DataFrame:
+    """Part 1, one row per training of the grid: shares changed, norms and distance, from `endings`.
+
+    Columns: `CELL`, profile, seed, `THRESHOLDS`, norm_start, norm, distance_start, relative (distance over the norm at the
+    start), test_top1 (percent).
+    """
+    rows = shown(ends[ends["perturbation"] == "none"])
+    rows["relative"] = rows["distance_start"] / rows["norm_start"]
+    return rows[
+        [*CELL, "profile", "seed", *THRESHOLDS, "norm_start", "norm", "distance_start", "relative", "test_top1"]
+    ]
+
+
+def steps(found: archive.Tables) -> pd.DataFrame:
+    """Part 1's distances between the weights of every few epochs, of the grid's best trainings.
+
+    Columns: `CELL`, profile, seed, epoch (at the end of each step), distance_previous, distance_start, norm, and `step`, the
+    epochs between as text.
+    """
+    runs = found.runs.loc[
+        found.runs["perturbation"] == "none", ["profile", "hash", "init", "optimizer", "snapshot_every"]
+    ]
+    rows = found.extra["snapshots"].query("tensor == @WHOLE and epoch > 0").merge(runs, on=["profile", "hash"])
+    rows = shown(rows)
+    first = ((rows["epoch"] - 1) // rows["snapshot_every"] * rows["snapshot_every"]).astype(int)
+    rows["step"] = first.astype(str) + "-" + rows["epoch"].astype(str)
+    return rows[[*CELL, "profile", "seed", "epoch", "step", "distance_previous", "distance_start", "norm"]]
+
+
+def kinds(found: archive.Tables) -> pd.DataFrame:
+    """Part 1, by kind of tensor: the share of weights changed of convolutions, linear layers, normalisations and biases.
+
+    Columns: model, dataset, optimizer, kind, weights (number), `THRESHOLDS` (means over initialisations and seeds).
+    """
+    runs = found.runs.loc[found.runs["perturbation"] == "none", ["profile", "hash", "init", "optimizer", "epochs"]]
+    rows = found.extra["snapshots"].merge(runs, on=["profile", "hash"])
+    rows = shown(rows[(rows["epoch"] == rows["epochs"]) & (rows["tensor"] != WHOLE)])
+    heads = ("classifier", "fc")
+    norm = rows["tensor"].str.contains(r"bn\d|downsample\.1")
+    bias = rows["tensor"].str.endswith("bias") & ~norm
+    linear = rows["tensor"].str.startswith(heads) & ~bias
+    rows["kind"] = np.select([norm, bias, linear], ["normalisation", "bias", "linear"], "convolution")
+    for column in THRESHOLDS:
+        rows[column] *= rows["size"]
+    keys = ["model", "dataset", "optimizer", "kind"]
+    sums = rows.groupby(keys, sort=False)[["size", *THRESHOLDS]].sum()
+    cells = rows.groupby(keys, sort=False)["hash"].nunique()
+    shares = sums[list(THRESHOLDS)].div(sums["size"], axis=0)
+    shares.insert(0, "weights", (sums["size"] / cells).astype(int))
+    return shares.reset_index()
+
+
+def retrained(ends: pd.DataFrame, perturbations: Sequence[str] = tuple(PERTURBATIONS)) -> pd.DataFrame:
+    """Part 3, one row per retrained model: the old and the new weights and features, from `endings`.
+
+    Columns: `CELL`, profile, seed, perturbation; w1 and w2, the norms before and after, their distance, relative (over w1)
+    and cosine; drift, the distance that retraining went from the perturbed weights; test accuracy (percent) `before`,
+    `right after` and `after` retraining; and of the features old and new: correlation of pairs, of matched pairs, CKA.
+    """
+    rows = shown(ends[ends["perturbation"].isin(perturbations)])
+    names = {"norm_parent": "w1", "norm": "w2", "distance_parent": "distance", "cosine_parent": "cosine",
+             "distance_start": "drift", "parent_top1": "before", "test_top1_start": "right after", "test_top1": "after"}  # fmt: skip
+    table = rows.rename(columns=names).assign(relative=rows["distance_parent"] / rows["norm_parent"])
+    columns = [*names.values()]
+    columns.insert(3, "relative")
+    return table[[*CELL, "profile", "seed", "perturbation", *columns, "paired", "matched", "cka"]]
+
+
+def published() -> pd.DataFrame:
+    """The slides' norms: perturbation, dataset, w1, w2, distance, and the cosine that follows from the three."""
+    table = pd.DataFrame(PUBLISHED, columns=["perturbation", "dataset", "w1", "w2", "distance"])
+    w1, w2 = table["w1"], table["w2"]
+    return table.assign(
+        relative=table["distance"] / w1, cosine=(w1**2 + w2**2 - table["distance"] ** 2) / (2 * w1 * w2)
+    )
+
+
+def counts(profile_runs: archive.Tables) -> pd.DataFrame:
+    """How many of the slides' trainings and retrainings are there per profile: profile, kind, run, of."""
+    rows = []
+    for profile in PROFILES:
+        there = set(profile_runs.runs.loc[profile_runs.runs["profile"] == profile, "hash"])
+        for kind, configs in (("trainings", grid(profile)), ("retrainings", retrainings(profile))):
+            first = [config for config in configs if config.seed == SEEDS[0]]
+            rows.append(
+                {"profile": profile, "kind": kind, "run": sum(c.hash in there for c in first), "of": len(first)}
+            )
+    return pd.DataFrame(rows)
+
+
+def similarities(found: archive.Tables, seed: int = SEEDS[0]) -> pd.DataFrame:
+    """Part 2 across models: penultimate features of trainings that differ in one thing, on the same test images.
+
+    Columns: model, dataset, differ (`optimizer` or `initialisation`), a, b, profile; `features.SUMMARY`; and `chance`, the
+    matched correlation when the images of one are put in random order, which is what matching finds where there is nothing.
+    """
+    rows = shown(found.runs[(found.runs["perturbation"] == "none") & (found.runs["seed"] == seed)])
+    table, rng = [], np.random.default_rng(0)
+    for (model, dataset), of in rows.groupby(["model", "dataset"], sort=False):
+        runs = list(of.itertuples())
+        for a, b in itertools.combinations(runs, 2):
+            differ = [kind for kind in ("init", "optimizer") if getattr(a, kind) != getattr(b, kind)]
+            if len(differ) > 1:
+                continue
+            x, y = (found.arrays[run.hash, "penultimate"].astype(np.float64) for run in (a, b))
+            shuffled = features.correlation(x, y[rng.permutation(len(y))])
+            table.append({
+                "model": model, "dataset": dataset, "differ": {"init": "initialisation"}.get(differ[0], differ[0]),
+                "a": getattr(a, differ[0]), "b": getattr(b, differ[0]), "profile": a.profile,
+                **features.summary(features.moments(x, y)), "chance": float(shuffled[features.match(shuffled)].mean()),
+            })  # fmt: skip
+    return pd.DataFrame(table)

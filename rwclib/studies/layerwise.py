@@ -47,7 +47,7 @@ MODELS = {
 
 # Profile: width, images, epochs and seeds, unless a model says otherwise. `None` images is all of them.
 SIZES = {
-    "smoke": {"width": 8, "n_train": 512, "n_test": 256, "epochs": 2, "seeds": SEEDS[:1]},
+    "smoke": {"width": 8, "n_train": 256, "n_test": 128, "epochs": 2, "seeds": SEEDS[:1]},
     "quick": {"width": 16, "n_train": 2048, "n_test": 256, "epochs": 8, "seeds": SEEDS[:2]},
     "reduced": {"width": 16, "n_train": 10_000, "n_test": 2000, "epochs": 30, "seeds": SEEDS[:3]},
     "paper": {"width": 64, "n_train": None, "n_test": None, "epochs": 150, "seeds": SEEDS, "precision": "bf16"},

@@ -21,14 +21,17 @@ def details(
 
 
 def verdicts(
-    found: archive.Tables, about: Sequence[Claim], metrics: Mapping[str, str] = claims.DEFINITIONS
+    found: archive.Tables,
+    about: Sequence[Claim],
+    metrics: Mapping[str, str] = claims.DEFINITIONS,
+    parts: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The scorecard of these tables, with four more columns.
+    """The scorecard of these tables, with four more columns; of `parts` where the comparisons are made already.
 
     `text`, the claim's sentence; `data`, a list of `title: data copy` of the runs used; `train_top1`, the lowest and the
     highest training accuracy (percent) among them; `reason`, why it was not run.
     """
-    table = claims.scorecard(details(found, about, metrics))
+    table = claims.scorecard(details(found, about, metrics) if parts is None else parts)
     known = {claim.id: claim for claim in about}
     table.insert(1, "text", table["claim"].map({claim_id: claim.text for claim_id, claim in known.items()}))
     table["data"] = [

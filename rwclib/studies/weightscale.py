@@ -58,7 +58,7 @@ FIGURES = {
 }  # fmt: skip
 
 SIZES = {
-    "smoke": {"width": 8, "n_train": 512, "n_test": 256, "epochs": 2, "seeds": SEEDS[:1]},
+    "smoke": {"width": 8, "n_train": 256, "n_test": 128, "epochs": 2, "seeds": SEEDS[:1]},
     "quick": {"width": 8, "n_train": 2048, "n_test": 256, "epochs": 25, "seeds": SEEDS[:1]},
     "reduced": {"width": 16, "n_train": 10_000, "n_test": 2000, "epochs": 25, "seeds": SEEDS},
     "paper": {"width": 64, "n_train": None, "n_test": None, "epochs": 25, "seeds": SEEDS, "precision": "bf16"},
