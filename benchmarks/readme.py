@@ -16,10 +16,11 @@ TITLES = {
     "sweep": "Sweeps, of eight eighth-width AlexNet runs unless a row names others: images/s of two processes over those of each way",
     "scheduling": "Each study's published-size grid on many workers like those that trained the archive, planned",
     "clustering": "Clustering of 2,000 layers by 500 epochs on one core",
+    "memory": "Peak memory of a full-width VGG-19 run with snapshots, over that of its weights and optimizer state",
     "gpu": "The published size on one GPU",
 }
 # Of the CPU tables; printed by the scripts, a shared machine is too noisy to quote them.
-ABSOLUTE = {"ms", "s", "images_per_s", "copies_fastest", "gb_per_s"}
+ABSOLUTE = {"ms", "s", "mb", "images_per_s", "copies_fastest", "gb_per_s"}
 
 
 def section(results: Path = ROOT / "benchmarks" / "results") -> str:

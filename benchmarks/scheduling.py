@@ -1,7 +1,7 @@
 """Each study's published-size grid on 1 to 1,024 workers, planned from the measured speeds of the archive's runs.
 
 Nothing is trained: a run's seconds are its floating-point operations over the median speed of the archive's runs of its
-network on the device; each worker takes the next run of the list as it becomes free.
+network on the device; each worker takes the next run of the list as it becomes free, a run with a parent after that.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def main() -> None:
             for workers in WORKERS:
                 row = {"study": study, "device": device, "workers": workers}
                 for priority in ("seeds", "longest"):
-                    hours = [planning.seconds(c, speeds, device) / 3600 for c in planning.order(grid, priority)]
-                    row[f"hours_{priority}"] = span = planning.makespan(hours, workers)
+                    ordered, after = planning.parents_first(planning.order(grid, priority))
+                    hours = [planning.seconds(c, speeds, device) / 3600 for c in ordered]
+                    row[f"hours_{priority}"] = span = planning.makespan(hours, workers, after)
                     row[f"efficiency_{priority}"] = total / (workers * span)
                 rows.append(row)
             notes.append(NOTE.format(study=study, runs=len(grid), hours=total, device=device, longest=max(hours)))

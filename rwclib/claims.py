@@ -29,161 +29,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from rwclib.comparisons import Accuracy, Comparison, Group
+
 DEFINITIONS = {"rwc": "Eq. 1", "rwc_elementwise": "elementwise"}
 RESAMPLES = 2000
 READING_ERROR = 0.1  # of a published figure's median
-_INFINITY = float("inf")
 _THIRDS = ("early", "middle", "late")
-
-
-@dataclass(frozen=True)
-class Group:
-    """The layers of one group of one model trained on one data set; of them the `early`, `middle` or `late` third.
-
-    Thirds are by depth, as equal as can be; every layer lies in one.
-    """
-
-    model: str
-    dataset: str
-    group: str
-    third: str = ""
-
-    @property
-    def name(self) -> str:
-        """Group and third in words."""
-        return f"{self.third} {self.group}".strip()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The claim that mean RWC of `a` over mean RWC of `b` lies between `low` and `high` (ratios)."""
-
-    a: Group
-    b: Group
-    low: float = 1.0
-    high: float = _INFINITY
-    over: str = "seeds"
-    unit = "ratio"
-    scales = (np.log, np.exp)  # means are compared on the first's scale, and brought back by the second
-    weighted = False  # by the layers' numbers of weights
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        return self.a, self.b
-
-    @property
-    def runs(self) -> list[tuple[str, str]]:
-        """The (model, data set) pairs of its groups."""
-        return [(group.model, group.dataset) for group in self.groups]
-
-    @property
-    def label(self) -> str:
-        if self.a.dataset == self.b.dataset:
-            return f"{self.a.name} / {self.b.name}"
-        return f"{self.a.dataset} / {self.b.dataset}, {self.a.name}"
-
-    def effect(self, logs: np.ndarray) -> np.ndarray:
-        """Effect of the means (groups, ...), both on the comparison's scale."""
-        return logs[0] - logs[1]
-
-    def verdict(self, low: float, high: float) -> str:
-        return _verdict(low, high, self.low, self.high)
-
-    def margin(self, effect: float) -> float:
-        """Distance on the log scale from the effect to the nearer edge of the claimed range; negative outside it."""
-        return min(np.log(effect / self.low), np.log(self.high / effect) if self.high < _INFINITY else _INFINITY)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nearer(Comparison):
-    """The claim that `a` over `b` lies nearer to 1 than `c` over `d`.
-
-    The effect is the one ratio's distance from 1 over the other's, both taken upwards: max(c/d, d/c) / max(a/b, b/a).
-    """
-
-    c: Group
-    d: Group
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        return self.a, self.b, self.c, self.d
-
-    @property
-    def label(self) -> str:
-        return f"{self.a.name} / {self.b.name} nearer to 1 than on {self.c.dataset}"
-
-    def effect(self, logs: np.ndarray) -> np.ndarray:
-        return abs(logs[2] - logs[3]) - abs(logs[0] - logs[1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference(Comparison):
-    """The claim that `a` less `b` lies between `low` and `high`, for quantities that can be negative."""
-
-    low: float = 0.0
-    unit = "difference"
-    scales = (np.asarray, np.asarray)
-
-    @property
-    def label(self) -> str:
-        return f"{self.a.name} - {self.b.name}"
-
-    def margin(self, effect: float) -> float:
-        """Distance from the effect to the nearer edge of the claimed range; negative outside it."""
-        return min(effect - self.low, self.high - effect)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Level(Difference):
-    """The claim that `a` itself lies between `low` and `high`; with `weighted`, the mean over weights, not over layers."""
-
-    b: Group | None = None
-    weighted: bool = False
-    unit = "value"
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        return (self.a,)
-
-    @property
-    def label(self) -> str:
-        return self.a.name
-
-    def effect(self, means: np.ndarray) -> np.ndarray:
-        return means[0]
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """The claim that an accuracy (percent, last epoch; by default test top-1) lies within points of the published value."""
-
-    model: str
-    dataset: str
-    published: float
-    within: float = 2.0
-    kind: str = "test_top1"
-    unit = "points"
-
-    @property
-    def runs(self) -> list[tuple[str, str]]:
-        return [(self.model, self.dataset)]
-
-    @property
-    def label(self) -> str:
-        return f"{self.kind.replace('_top', ' top-')} - published"
-
-    def verdict(self, low: float, high: float) -> str:
-        return _verdict(low, high, -self.within, self.within)
-
-    def margin(self, effect: float) -> float:
-        return self.within - abs(effect)
-
-
-def _verdict(low: float, high: float, claimed_low: float, claimed_high: float) -> str:
-    """The rule of the module's docstring for one interval and one claimed range."""
-    if claimed_low < low and high < claimed_high:
-        return "holds"
-    return "fails" if high <= claimed_low or low >= claimed_high else "unclear"
 
 
 @dataclass(frozen=True)
@@ -229,14 +80,21 @@ def about(claims: Sequence[Claim], models: Sequence[str]) -> list[Claim]:
     return [replace(claim, comparisons=kept) for claim, kept in parts.items() if kept]
 
 
+def _of_group(layers: pd.DataFrame, group: Group) -> pd.Series:
+    return (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
+
+
+def _sizes(layers: pd.DataFrame, group: Group) -> pd.Series:
+    """Number of weights by layer."""
+    return layers[_of_group(layers, group)].groupby("layer")["size"].first()
+
+
 def _layer_means(layers: pd.DataFrame, group: Group, metric: str) -> pd.DataFrame:
     """(seeds, layers) means over the epochs after the first, finite values only; all-infinite layers are left out.
 
     Tables of whole runs have no epochs, and keep all rows.
     """
-    of_group = (
-        (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
-    )
+    of_group = _of_group(layers, group)
     rows = layers[of_group & (layers["epoch"] > 1) if "epoch" in layers else of_group]
     if group.third:
         thirds = np.array_split(np.sort(rows["depth"].unique()), 3)
@@ -259,9 +117,13 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
     if not seeds:
         return _NOT_RUN
     tables, rng, (forward, back) = [t.loc[seeds] for t in tables], np.random.default_rng(0), comparison.scales
-    sizes = layers.groupby("layer")["size"].first() if comparison.weighted else None
-    weights = [np.ones(t.shape[1]) if sizes is None else sizes.loc[t.columns].to_numpy() for t in tables]
-    means = [(t.to_numpy() * w).sum(1) / w.sum() for t, w in zip(tables, weights, strict=True)]
+    weights = [
+        _sizes(layers, group)[t.columns].to_numpy() if comparison.weighted else np.ones(t.shape[1])
+        for t, group in zip(tables, comparison.groups, strict=True)
+    ]
+    means = [
+        np.nansum(t * w, axis=1) / (t.notna() * w).sum(axis=1).to_numpy() for t, w in zip(tables, weights, strict=True)
+    ]
     scaled = forward(means)  # (groups, seeds)
     effect = float(back(comparison.effect(scaled.mean(1))))
     if len(seeds) == 1 and min(table.shape[1] for table in tables) == 1:
@@ -319,16 +181,17 @@ def details(
     Args:
         layers, epochs: tidy tables as in `compare` and `compare_accuracy`, with a column `profile`.
         claims: the claims.
-        profiles: names from the least to the most telling; each claim is judged on the last one that has all its runs.
+        profiles: names from the least to the most telling; each claim is judged on the last one that has all its runs (in
+            tables of whole runs, which have no epochs: all its groups).
         metrics: columns of `layers` and what to call them. Claims about accuracy have one row each, of definition `-`.
     """
     rows = []
-    here = {
-        p: set(zip(*(layers.loc[layers["profile"] == p, c] for c in ("model", "dataset")), strict=True))
-        for p in profiles
-    }
+    keys = ["model", "dataset"] if "epoch" in layers else ["model", "dataset", "group"]
+    here = {p: set(layers.loc[layers["profile"] == p, keys].itertuples(index=False, name=None)) for p in profiles}
     for claim in claims:
-        able = [p for p in profiles if claim.runs <= here[p] and claim.profile in (None, p)]
+        groups = {(g.model, g.dataset, g.group) for part in claim.comparisons for g in getattr(part, "groups", ())}
+        needed = claim.runs if "epoch" in layers else groups
+        able = [p for p in profiles if needed <= here[p] and claim.profile in (None, p)]
         of_layers, of_epochs = (
             table[table["profile"] == able[-1]] if able else table.iloc[:0] for table in (layers, epochs)
         )

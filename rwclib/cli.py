@@ -310,7 +310,7 @@ def claims(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="tracker, training, sweep, scheduling, clustering or gpu.")],
+    name: Annotated[str, typer.Argument(help="tracker, training, sweep, scheduling, clustering, memory or gpu.")],
     quick: Annotated[bool, typer.Option("--quick", help="Toy size: shows that it runs, measures nothing.")] = False,
     into: Annotated[Path | None, typer.Option("--json", help="Write the environment and the rows here too.")] = None,
 ) -> None:

@@ -78,7 +78,8 @@ def parse(text: str) -> tuple[str, float | None, str]:
     Kinds: `flip_sign`, `shuffle`, `distort:EPSILON`, `add_noise:RELATIVE`; `none`. The scope is `parameters` unless given.
 
     Raises:
-        ConfigError: an unknown kind or scope, or a strength that is no number or not the kind's to have.
+        ConfigError: an unknown kind or scope, a strength that is no number or not the kind's to have, or another spelling
+            than the one that runs are hashed with.
     """
     rest, _, scope = text.partition("@")
     kind, _, strength = rest.partition(":")
@@ -94,6 +95,10 @@ def parse(text: str) -> tuple[str, float | None, str]:
         value = float("nan")
     if (strength and not strong) or (strong and not abs(value) < float("inf")):
         raise ConfigError(f"perturbation {text!r} must be distort:NUMBER, add_noise:NUMBER, or a kind without a number")
+    number, behind = f":{value!r}" if strong else "", f"@{scope}" if scope != "parameters" else ""
+    canonical = "none" if kind == "none" else f"{kind}{number}{behind}"
+    if text != canonical:  # one spelling, one hash
+        raise ConfigError(f"perturbation {text!r} must be written {canonical}")
     return kind, value, scope
 
 

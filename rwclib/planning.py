@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rwclib import archive, checkpoint, data, models, training
 from rwclib.config import PRIORITIES, RunConfig
 from rwclib.errors import ArchiveError, ConfigError
+from rwclib.parents import generations
 from rwclib.sweep import default_jobs
 
 _BACKWARD = 2  # costs twice what the forward pass does
@@ -100,9 +101,21 @@ def outlook(configs: Sequence[RunConfig], results: str | Path, device: str, jobs
     return f", about {about} with {at_once} at once"
 
 
-def makespan(durations: Sequence[float], workers: int) -> float:
-    """Seconds until the last run ends when each worker takes the next run of the list as it becomes free."""
-    free = [0.0] * workers
-    for duration in durations:
-        heapq.heapreplace(free, free[0] + duration)
+def makespan(durations: Sequence[float], workers: int, after: Sequence[int | None] | None = None) -> float:
+    """Seconds until the last run ends when each worker takes the next run of the list as it becomes free.
+
+    `after`: for each run the place in the list of the one that it waits for, which must stand before it, or None.
+    """
+    free, ends = [0.0] * workers, []
+    for i, duration in enumerate(durations):
+        parent = after[i] if after else None
+        ends.append(max(free[0], ends[parent] if parent is not None else 0.0) + duration)
+        heapq.heapreplace(free, ends[-1])
     return max(free)
+
+
+def parents_first(configs: Iterable[RunConfig]) -> tuple[list[RunConfig], list[int | None]]:
+    """The runs as a sweep orders them, each behind the one it starts from, and the places of these; None if not among them."""
+    ordered = [config for generation in generations(list(configs)) for config in generation]
+    places = {config.hash: place for place, config in enumerate(ordered)}
+    return ordered, [places.get(config.parent) for config in ordered]

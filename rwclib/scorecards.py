@@ -75,7 +75,8 @@ def to_markdown(table: pd.DataFrame) -> str:
         rows.append(["---"] * len(rows[0]))
         for claim_id, of_claim in claims:
             findings = {row["definition"]: _finding(row) for _, row in of_claim.iterrows()}
-            findings |= dict.fromkeys(names, findings["-"]) if "-" in findings else {}
+            if "-" in findings:  # no matter of definition
+                findings |= {name: "as left" if i else findings["-"] for i, name in enumerate(names)}
             first = of_claim.iloc[0]
             rows.append([claim_id, first["text"], *(findings[name] for name in names), *_circumstances(first)])
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]

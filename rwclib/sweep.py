@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -20,9 +20,10 @@ from concurrent.futures import (
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rwclib import archive, data, locks, steps, training, weights
+from rwclib import archive, data, locks, parents, steps, training, weights
 from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, DataError, DivergedError, OutOfTimeError, RunLockedError, RwcError
+from rwclib.parents import diverged, finished
 
 _POLL = 0.5  # seconds between looks at progress and at other processes' locks
 _GRACE = 10.0  # seconds that runs have at the end of a time budget for their batch and checkpoint
@@ -121,11 +122,12 @@ def run_all(
         steps.check_engine(engine, training.resolve_device(device))
     report, missing = Report(), []
     for config in configs:
-        if _finished(results, config):
+        if finished(results, config):
             report.already.append(config.name)
         else:
             missing.append(config)
     if not missing:
+        parents.drop_weights(configs, results, {*report.left, *report.failed})
         return report
     _check_writable(results)
     for name in dict.fromkeys(config.dataset for config in missing):  # once, before several workers try
@@ -134,12 +136,15 @@ def run_all(
         except DataError as error:
             report.failed |= {config.name: str(error) for config in missing if config.dataset == name}
     missing = [config for config in missing if config.name not in report.failed]
-    keep = {config.parent for config in missing if config.parent}
-    missing = _with_parents(missing, {config.hash: config for config in configs}, results, report, keep)
+    keep = {config.parent for config in missing if config.parent and not weights.borrowed(results, config).exists()}
+    missing, lost = parents.to_train(missing, {config.hash: config for config in configs}, results, report.failed, keep)
+    for config, problem in lost.items():
+        report.enter(config.name, problem)
+    report.already = [name for name in report.already if name not in {config.name for config in missing}]
     unfinished = {config.hash for config in missing}
     waiting = [
         generation[first : first + chunk]
-        for generation in _generations(missing)
+        for generation in parents.generations(missing)
         for first in range(0, len(generation), chunk)
     ]
     options = {"results": str(results), "data_dir": str(data.folder(data_dir).absolute()), "device": device,
@@ -154,14 +159,22 @@ def run_all(
         """Report a run; its children can start now, or never will."""
         report.enter(config.name, outcome)
         unfinished.discard(config.hash)
-        if isinstance(outcome, bool):
+        if progress and not isinstance(outcome, OutOfTimeError):
+            progress(config.name, {})
+        if isinstance(outcome, bool) and not (config.hash in keep and diverged(results, config)):
             return
         if not isinstance(outcome, OutOfTimeError):
-            kind = DivergedError if isinstance(outcome, DivergedError) else RwcError
-            outcome = kind(f"its parent {config.name} is not there: {outcome}")
+            kind = RwcError if config.name in report.failed else DivergedError
+            why = report.failed.get(config.name) or "it diverged"
+            outcome = kind(f"its parent {config.name} is not there: {why}")
         for child in [child for batch in waiting for child in batch if child.parent == config.hash]:
             waiting[:] = [kept for batch in waiting if (kept := [other for other in batch if other != child])]
             end(child, outcome)
+
+    def wanted(config: RunConfig) -> bool:
+        """Whether it is still to be trained, or its weights are."""
+        children = (child for child in missing if child.parent == config.hash)
+        return not finished(results, config) or any(not finished(results, child) for child in children)
 
     try:
         while waiting or futures:
@@ -171,7 +184,7 @@ def run_all(
                         del futures[future]
                         waiting.append(batch)
                 for config in (config for batch in waiting for config in batch):
-                    report.enter(config.name, False if _finished(results, config, keep) else OutOfTimeError())
+                    report.enter(config.name, False if finished(results, config, keep) else OutOfTimeError())
                 waiting.clear()
             if deadline is not None and time.time() > deadline + _GRACE and executor is None:
                 for pool in pools:
@@ -186,9 +199,14 @@ def run_all(
                     break
                 if any(config.parent in unfinished for config in batch):
                     continue
-                if all(_owner(results, config) and not archive.is_finished(results, config) for config in batch):
+                if all(_owner(results, config) and not finished(results, config, keep) for config in batch):
                     continue  # another process is at it; look again
                 waiting.remove(batch)
+                for config in [config for config in batch if config.hash in keep and not wanted(config)]:
+                    batch.remove(config)  # another process has finished it and its children
+                    end(config, False)
+                if not batch:
+                    continue
                 slot = idle.pop(0)
                 futures[_submit(pools[slot], batch, options)] = batch, slot
             done, _ = wait(futures, timeout=_POLL, return_when=FIRST_COMPLETED)
@@ -202,7 +220,7 @@ def run_all(
                 for config, outcome in zip(batch, outcomes, strict=True):
                     dead = isinstance(outcome, BrokenExecutor)
                     deaths[config] = deaths.get(config, 0) + dead
-                    if dead and _finished(results, config, keep):
+                    if dead and finished(results, config, keep):
                         outcome = False
                     elif dead and deadline is not None and time.time() > deadline:
                         outcome = OutOfTimeError()
@@ -210,8 +228,6 @@ def run_all(
                         waiting.append([config])
                         continue
                     end(config, outcome)
-                    if progress and not isinstance(outcome, OutOfTimeError):
-                        progress(config.name, {})
             if progress:
                 _look(results, {config.name for batch, _ in futures.values() for config in batch}, seen, progress)
     except BaseException:
@@ -225,71 +241,8 @@ def run_all(
         if executor is None:
             for pool in pools:
                 pool.shutdown(wait=True, cancel_futures=True)
-    needed = {config.parent for config in configs if config.name in {*report.left, *report.failed}}
-    for parent in {config.parent for config in configs if config.parent} - needed:
-        weights.path(results, parent).unlink(missing_ok=True)
+    parents.drop_weights(configs, results, {*report.left, *report.failed})
     return report
-
-
-def _with_parents(
-    missing: list[RunConfig], known: dict[str, RunConfig], results: Path, report: Report, keep: set[str]
-) -> list[RunConfig]:
-    """The missing runs, and of the `known` ones those whose weights they need and which are gone; `keep` grows by theirs.
-
-    A run whose parent cannot be had is reported as failed and left out.
-    """
-    chosen = dict.fromkeys(missing)
-
-    def trouble(parent: str) -> RwcError | None:
-        """Why the parent's weights will not be there; None if they will."""
-        if weights.path(results, parent).exists() or known.get(parent) in chosen:
-            return None
-        if parent not in known:
-            return RwcError(
-                f"its parent {parent} is not among the runs and its weights are not kept; add the parent to the runs"
-            )
-        config = known[parent]
-        if config.name in report.failed:
-            return RwcError(f"its parent {config.name} is not there: {report.failed[config.name]}")
-        if _finished(results, config) and archive.read(results, config).record["status"] == "diverged":
-            return DivergedError(f"its parent {config.name} diverged")
-        if config.parent:
-            keep.add(config.parent)
-            problem = trouble(config.parent)
-            if problem:
-                return type(problem)(f"its parent {config.name} is not there: {problem}")
-        chosen[config] = None
-        if config.name in report.already:
-            report.already.remove(config.name)
-        return None
-
-    for config in missing:
-        problem = trouble(config.parent) if config.parent else None
-        if problem:
-            report.enter(config.name, problem)
-            del chosen[config]
-    return list(chosen)
-
-
-def _generations(configs: list[RunConfig]) -> list[list[RunConfig]]:
-    """The runs whose parents are not among them, then those whose parents are among these, and so on."""
-    found, rest = [], list(configs)
-    while rest:
-        hashes = {config.hash for config in rest}
-        found.append([config for config in rest if config.parent not in hashes])
-        rest = [config for config in rest if config.parent in hashes]
-    return found
-
-
-def _finished(results: Path, config: RunConfig, keep: Container[str] = ()) -> bool:
-    """Whether the run is in the archive, undamaged, and its weights are there if they are to be kept."""
-    try:
-        there = archive.is_finished(results, config) and archive.read(results, config)
-    except ArchiveError:
-        return False
-    if not there:
-        return False
-    return config.hash not in keep or there.record["status"] != "done" or weights.path(results, config.hash).exists()
 
 
 def _check_writable(results: Path) -> None:
@@ -366,7 +319,7 @@ def _work(batch: list[RunConfig], options: dict) -> list[bool | RwcError]:
 def _train(config: RunConfig, results: Path, options: dict) -> bool:
     options = dict(options)
     keep = options.pop("keep")
-    if _finished(results, config, keep):
+    if finished(results, config, keep):
         return False
     note = _progress_file(results, config)
 

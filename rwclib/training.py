@@ -65,7 +65,9 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 def check(config: RunConfig) -> None:
     """`ConfigError` if the config names something unknown or cannot be run; nothing is read or written."""
-    models.check_init(config.model, config.width, config.init)
+    models.get(config.model)
+    if config.perturbation == "none":  # else the weights are the parent's
+        models.check_init(config.model, config.width, config.init)
     perturbation.parse(config.perturbation)
     if config.normalize == "imagenet" and data.get(config.dataset).in_channels != 3:
         raise ConfigError(
@@ -179,7 +181,8 @@ def _train(
     if cuda:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
-    model = _begin(config, known, results).to(device, memory_format=torch.channels_last)
+    parent = weights.borrow(results, config) if config.parent else None
+    model = _begin(config, known, parent).to(device, memory_format=torch.channels_last)
     torch.manual_seed(config.seed)  # dropout; inside fork_rng
     state = State(
         model, _optimizer(config, model, engine), RWCTracker(model),
@@ -187,7 +190,6 @@ def _train(
         torch.zeros(2, 3, dtype=torch.float64, device=device), started=_now(), data_digest=images.digest(),
     )  # fmt: skip
     if config.snapshot_every:
-        parent = weights.path(results, config.parent) if config.parent else None
         state.snapshots = weights.Snapshots(archive.cache_dir(results, config), parent)
     archive.remove_parts(results, config)
     checkpoint = archive.cache_dir(results, config) / FILE
@@ -258,11 +260,13 @@ def _train(
     record = {"status": "diverged" if diverged else "done", "provenance": _provenance(images, device, engine, state)}
     if diverged:
         record["diverged"] = {"epoch": state.epoch, "train_loss": str(state.rows[-1][0])}
-    elif keep_weights:
-        weights.keep(results, config, model)
+    if parent:
+        record["parent_weights_sha256"] = parent.sha256
+    if keep_weights and not diverged:
+        record["weights_sha256"] = weights.keep(results, config, model)
     place = archive.run_dir(results, config)
     if not archive.is_finished(results, config):
-        extra = {} if diverged else _measured(config, state, test_set, results)
+        extra = {} if diverged else _measured(config, state, test_set, parent)
         archive.write(results, config, record, _layers(config, state), _epochs(state), extra)
     shutil.rmtree(checkpoint.parent, ignore_errors=True)
     if diverged:
@@ -272,49 +276,48 @@ def _train(
     return place
 
 
-def _begin(config: RunConfig, known: data.Dataset, results: Path) -> nn.Module:
+def _begin(config: RunConfig, known: data.Dataset, parent: weights.Final | None) -> nn.Module:
     """The network as the run begins: initial weights, or its parent's, transferred or perturbed."""
+    perturbed = config.perturbation != "none"
     model = models.build(
         config.model, num_classes=known.num_classes, in_channels=known.in_channels, width=config.width,
-        seed=config.seed, init=config.init,
+        seed=config.seed, init="default" if perturbed else config.init,
     )  # fmt: skip
-    if config.perturbation != "none":
-        _load_parent(model, config, results)
-        perturbation.apply(config.perturbation, model, generator(config.seed, "perturbation"))
-    elif config.parent:
-        models.transfer(model, weights.read(results, config.parent))
+    try:
+        if perturbed:
+            parent.load_into(model)
+            perturbation.apply(config.perturbation, model, generator(config.seed, "perturbation"))
+        elif parent and parent.dataset != config.init.removeprefix("pretrained:"):
+            raise ConfigError(f"it was trained on {parent.dataset}")
+        elif parent:
+            models.transfer(model, parent.state())
+    except ConfigError as error:
+        raise ConfigError(f"the parent run {config.parent} does not fit {config.name}: {error}") from error
     return model
 
 
-def _load_parent(model: nn.Module, config: RunConfig, results: Path) -> None:
-    try:
-        model.load_state_dict(weights.read(results, config.parent))
-    except RuntimeError as error:
-        raise ConfigError(
-            f"the parent run {config.parent} is of another network than {config.name}; give the hash of a "
-            f"{config.model} run of width {config.width} on the same kind of data set"
-        ) from error
-
-
 def _measured(
-    config: RunConfig, state: State, test_set: data.Batches, results: Path
+    config: RunConfig, state: State, test_set: data.Batches, before: weights.Final | None
 ) -> dict[str, pd.DataFrame | np.ndarray]:
     """What a run with `snapshot_every` measures besides: `snapshots`, `features` at its start and end, `penultimate`.
 
     `features` has, for the start and the end: test top-1 (percent), features that vary over the test images and all of
     them, mean off-diagonal correlation; and of a perturbed run `features.summary` with the parent's. `penultimate` are the
-    features of the first test images themselves, float16, of runs that are not perturbed.
+    features of the first test images themselves, float16, of runs that are not perturbed. All in float32, also of runs that
+    train with autocast.
     """
     if not state.snapshots:
         return {}
+    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.state.clear()  # training is over: its memory is for the parent's network
     model = state.model.eval()
     parent, rows, kept = model, [], []
     if config.perturbation != "none":
         parent = copy.deepcopy(model)
-        _load_parent(parent, config, results)
+        before.load_into(parent)
     for when in ("end", "start"):
         if when == "start":
-            model.load_state_dict(state.snapshots.start())
+            state.snapshots.start().load_into(model)
         own, cross, hits = features.Moments(), features.Moments(), 0
         for (found, of_parent), labels in features.stream([model, parent], test_set.in_order(TEST_BATCH)):
             own.add(found, found)
@@ -329,10 +332,8 @@ def _measured(
             "varying": int(np.isfinite(np.diagonal(matrix)).sum()), "correlation": features.mean_off_diagonal(matrix),
             **(features.summary(cross) if parent is not model else dict.fromkeys(features.SUMMARY, np.nan)),
         })  # fmt: skip
-    found = {
-        "snapshots": state.snapshots.table([name for name, _ in model.named_parameters()]),
-        "features": pd.DataFrame(rows[::-1]),
-    }
+    names = [name for name, _ in model.named_parameters()]
+    found = {"snapshots": state.snapshots.table(names), "features": pd.DataFrame(rows[::-1])}
     return found | ({"penultimate": np.concatenate(kept)[:FEATURE_IMAGES]} if kept else {})
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 
 from rwclib import archive
 from rwclib.config import RunConfig
-from rwclib.errors import ArchiveError
+from rwclib.errors import ArchiveError, ConfigError
 
 THRESHOLDS = {"changed": 0.0, "changed_1e3": 1e-3, "changed_1e2": 1e-2}
 WHOLE = "all"  # the row of a snapshot that counts every parameter
@@ -77,34 +80,93 @@ def path(results: Path, parent: str) -> Path:
     return Path(results) / ".cache" / "weights" / f"{parent}.safetensors"
 
 
-def keep(results: Path, config: RunConfig, model: nn.Module) -> None:
-    """Store a finished run's weights and buffers for its dependents, with their digest."""
+@dataclass(frozen=True)
+class Final:
+    """A file of a run's weights and buffers, read when asked for.
+
+    dataset: what the run was trained on; sha256: digest of the tensors.
+    """
+
+    file: Path
+    dataset: str = ""
+    sha256: str = ""
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors, on the CPU."""
+        return _load(self.file)[1]
+
+    @torch.no_grad()
+    def load_into(self, model: nn.Module) -> None:
+        """Copy them into the model, one at a time; `ConfigError` if names or shapes differ."""
+        own = model.state_dict()
+        with safe_open(self.file, "pt") as opened:
+            if set(opened.keys()) != set(own):
+                raise ConfigError("it is another network")
+            for name, value in own.items():
+                given = opened.get_tensor(name)
+                if given.shape != value.shape:
+                    raise ConfigError(f"{name} has shape {tuple(given.shape)} there and {tuple(value.shape)} here")
+                value.copy_(given)
+
+
+def keep(results: Path, config: RunConfig, model: nn.Module) -> str:
+    """Store a finished run's weights and buffers for its dependents; returns their digest."""
     state = model.state_dict()
     notes = {"config": config.canonical_json(), "sha256": _digest(state)}
     write(path(results, config.hash), state, {"rwclib": json.dumps(notes)})
+    return notes["sha256"]
 
 
-def read(results: Path, parent: str) -> dict[str, Tensor]:
-    """The weights and buffers that the run with this hash ended with, on the CPU.
+def read(file: Path, parent: str, source: Path | None = None) -> Final:
+    """The weights in `file`, checked to be what the run with this hash ended with.
 
     Raises:
-        ArchiveError: they are not kept, or were truncated, edited or belong to another run.
+        ArchiveError: the file was truncated, edited or belongs to another run; it names `source`, from which it came.
     """
-    file = path(results, parent)
-    if not file.exists():
-        raise ArchiveError(
-            f"the weights of the parent run {parent} are not in {file.parent}; train parent and child in one sweep"
-        )
-    damaged = f"{file} was truncated or edited; delete it and start the sweep again, which trains the parent anew"
+    damaged = (
+        f"{source or file} was truncated or edited; delete it and start the sweep again, which trains the parent anew"
+    )
     try:
         metadata, state = _load(file)
         notes = json.loads(metadata["rwclib"])
-        of, digest = hashlib.sha256(notes["config"].encode()).hexdigest(), notes["sha256"]
+        of, config = hashlib.sha256(notes["config"].encode()).hexdigest(), json.loads(notes["config"])
+        found = Final(file, config["dataset"], notes["sha256"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArchiveError(damaged) from error
-    if not of.startswith(parent) or _digest(state) != digest:
+    if not of.startswith(parent) or _digest(state) != found.sha256:
         raise ArchiveError(damaged)
-    return state
+    return found
+
+
+def borrowed(results: Path, config: RunConfig) -> Path:
+    """Where a run in progress has its parent's weights."""
+    return archive.cache_dir(results, config) / "parent.safetensors"
+
+
+def borrow(results: Path, config: RunConfig) -> Final:
+    """The weights of the run's parent, linked into the run's cache folder first: there they stay, whatever becomes of the
+    store, until the run is done.
+
+    Raises:
+        ArchiveError: they are not kept, or as in `read`.
+    """
+    own, store = borrowed(results, config), path(results, config.parent)
+    if not own.exists():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(store, own)
+        except FileNotFoundError:
+            raise ArchiveError(
+                f"the weights of the parent run {config.parent} are not in {store.parent}; sweep parent and child together, "
+                "which trains the parent for them"
+            ) from None
+        except OSError:  # a file system without links
+            shutil.copyfile(store, own)
+    try:
+        return read(own, config.parent, store)
+    except ArchiveError:
+        own.unlink()
+        raise
 
 
 class Snapshots:
@@ -112,10 +174,10 @@ class Snapshots:
 
     Args:
         folder: of the files; those of the start and of the latest snapshot are kept.
-        parent: file of the weights to compare with besides the start; tensors of other shapes are not compared.
+        parent: the weights to compare with besides the start; tensors of other shapes are not compared.
     """
 
-    def __init__(self, folder: Path, parent: Path | None = None) -> None:
+    def __init__(self, folder: Path, parent: Final | None = None) -> None:
         self._folder, self._parent = folder, parent
         self.epochs: list[int] = []
         self.sums: list[Tensor] = []  # (tensors, len(_SUMS)) float64 each
@@ -124,9 +186,9 @@ class Snapshots:
         """The weights and buffers of the snapshot after this epoch; 0 is the start."""
         return self._folder / f"weights-{epoch:06d}.safetensors"
 
-    def start(self) -> dict[str, Tensor]:
-        """The weights and buffers that the run began with, on the CPU."""
-        return _load(self.file(0))[1]
+    def start(self) -> Final:
+        """The weights and buffers that the run began with."""
+        return Final(self.file(0))
 
     def take(self, model: nn.Module, epoch: int) -> None:
         """Measure the model against the start, the snapshot before and the parent, and keep its weights for the next."""
@@ -135,7 +197,7 @@ class Snapshots:
         with (
             safe_open(self.file(0), "pt") as start,
             safe_open(self.file(before), "pt") as previous,
-            safe_open(self._parent or self.file(0), "pt") as parent,
+            safe_open(self._parent.file if self._parent else self.file(0), "pt") as parent,
         ):
             known = set(parent.keys()) if self._parent else set()
             rows = []

@@ -32,6 +32,10 @@ ROWS = {
         ("clean, choose_k (k = 1 to 17), cluster, project", "<= 10 s"), ("stability of k-means, k = 5", None),
         ("labels, k-means", None), ("labels, agglomerative", None), ("labels, hdbscan", None),
     ],
+    "memory": [
+        ("training.run, with snapshots and checkpoints", "< 3"), ("training.run, without snapshots", None),
+        ("plain loop, snapshots in memory", None),
+    ] * 2,
     "sweep": [
         (TWO, None), ("rwc sweep, one process", ">= 1.7"), (CLASSICAL, ">= 1.5"),
         (TWO, None), (CLASSICAL, ">= 4.0"), (WORKERS, None),
@@ -63,7 +67,13 @@ def test_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path)
     rows = written["rows"]
     assert [(row["what"], row["target"]) for row in rows] == ROWS[name]
     assert all((row["verdict"] in ("met", "missed")) == (row["target"] is not None) for row in rows)
-    measured = ("ms", "s") if name in ("tracker", "clustering") else ("images_per_s", "gb_per_s", "seconds")
+    measured = (
+        ("mb",)
+        if name == "memory"
+        else ("ms", "s")
+        if name in ("tracker", "clustering")
+        else ("images_per_s", "gb_per_s", "seconds")
+    )
     assert all(max(row.get(column) or 0 for column in measured) > 0 for row in rows)
     assert written["environment"] in printed
 

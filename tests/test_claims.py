@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from rwclib import claims, scorecards
-from rwclib.claims import Accuracy, Claim, Comparison, Group, Nearer, rising
+from rwclib.claims import Claim, rising
+from rwclib.comparisons import Accuracy, Comparison, Group, Nearer
 
 
 def planted(means, *, seeds=3, noise=0.0, layers=4, epochs=4, dataset="d", profile="quick", stream=1):

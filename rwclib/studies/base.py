@@ -87,6 +87,13 @@ def prepare(
     return load(runs, results, profile, models=models, datasets=datasets, seeds=seeds), datasets
 
 
+def only(found: archive.Tables, hashes: set[str]) -> archive.Tables:
+    """The tables of these runs alone."""
+    of_runs = (table[table["hash"].isin(hashes)] for table in (found.runs, found.layers, found.epochs))
+    extra = {name: table[table["hash"].isin(hashes)] for name, table in found.extra.items()}
+    return archive.Tables(*of_runs, extra, found.arrays)
+
+
 def learned(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, str]]]:
     """The tables without the runs at chance, and the (profile, model, dataset) of these.
 
@@ -98,9 +105,7 @@ def learned(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, 
     last = archive.last_epochs(found.epochs)
     guessing = last["dataset"].map(lambda name: 100 / data.get(name).num_classes)
     bad = last[last["train_top1"] < 2 * guessing]
-    kept = (table[~table["hash"].isin(bad["hash"])] for table in (found.runs, found.layers, found.epochs))
-    extra = {name: table[~table["hash"].isin(bad["hash"])] for name, table in found.extra.items()}
-    return archive.Tables(*kept, extra, found.arrays), set(
+    return only(found, set(found.runs["hash"]) - set(bad["hash"])), set(
         bad[["profile", "model", "dataset"]].itertuples(index=False, name=None)
     )
 

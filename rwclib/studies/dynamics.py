@@ -28,6 +28,7 @@ OPTIMIZERS = {"sgd": {"lr": 0.01, "momentum": 0.9}, "adam": {"lr": 1e-3, "moment
 PERTURBATIONS = {"flip_sign": "sign flip", "distort:1e-06": "distortion"}
 SEEDS = (0, 42)
 SOURCES = {"cifar10": "fashion_mnist", "mnist": "fashion_mnist", "fashion_mnist": "mnist"}  # of our own pretraining
+IMAGENET = ("resnet18", "vgg19")
 
 SIZES = {
     "smoke": {"width": 8, "n_train": 256, "n_test": 128, "epochs": 2, "seeds": SEEDS[:1]},
@@ -50,7 +51,10 @@ CELL = ["model", "dataset", "init", "optimizer"]
 
 
 def base_config(profile: str, model: str, dataset: str, init: str, optimizer: str, seed: int) -> RunConfig:
-    """One of the 54 trainings; `pretrained` starts from the run of the other data set (`SOURCES`) with the same optimizer.
+    """One of the 54 trainings.
+
+    `pretrained` starts from the run on another data set (`SOURCES`), Kaiming-uniform and with SGD whatever the optimizer; at
+    the published size, ResNet-18 and VGG-19 start from torchvision's ImageNet weights.
 
     Raises:
         ConfigError: unknown profile, model, data set, initialisation or optimizer.
@@ -63,9 +67,9 @@ def base_config(profile: str, model: str, dataset: str, init: str, optimizer: st
     if model == "lenet5":
         size["width"] = 64  # 61,706 parameters as they are
     parent = ""
-    if init == "pretrained":
+    if init == "pretrained" and not (profile == "paper" and model in IMAGENET):
         source = SOURCES.get(dataset, DATASETS[0])
-        parent = base_config(profile, model, source, INITS[0], optimizer, seed).hash
+        parent = base_config(profile, model, source, INITS[0], "sgd", seed).hash
         init = f"pretrained:{source}"
     return RunConfig(
         study=STUDY, model=model, dataset=dataset, init=init, parent=parent, optimizer=optimizer, seed=seed,
@@ -160,10 +164,14 @@ def endings(found: archive.Tables) -> pd.DataFrame:
     return table.assign(parent_top1=table["parent"].map(tops))
 
 
-def shown(ends: pd.DataFrame) -> pd.DataFrame:
-    """Of `endings`, the most telling profile's rows of each model and data set, in the order of the slides."""
-    parts = [base.best(ends, model, dataset) for model in MODELS for dataset in dict.fromkeys(ends["dataset"])]
-    return pd.concat(parts, ignore_index=True)
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each training or retraining (of any seed) at the most telling profile it has, in the order of the slides."""
+    keys = [*CELL, "perturbation"]
+    start = table["init"].str.partition(":")[0]
+    profile = table["profile"].map(list(PROFILES).index)
+    kept = table[profile == profile.groupby([start if key == "init" else table[key] for key in keys]).transform("max")]
+    order = {model: place for place, model in enumerate(MODELS)}
+    return kept.sort_values("model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
 def moved(ends: pd.DataFrame) -> pd.DataFrame:
@@ -200,7 +208,8 @@ def kinds(found: archive.Tables) -> pd.DataFrame:
 
     Columns: model, dataset, optimizer, kind, weights (number), `THRESHOLDS` (means over initialisations and seeds).
     """
-    runs = found.runs.loc[found.runs["perturbation"] == "none", ["profile", "hash", "init", "optimizer", "epochs"]]
+    settings = ["profile", "hash", "init", "optimizer", "perturbation", "epochs"]
+    runs = found.runs.loc[found.runs["perturbation"] == "none", settings]
     rows = found.extra["snapshots"].merge(runs, on=["profile", "hash"])
     rows = shown(rows[(rows["epoch"] == rows["epochs"]) & (rows["tensor"] != WHOLE)])
     heads = ("classifier", "fc")
@@ -278,3 +287,55 @@ def similarities(found: archive.Tables, seed: int = SEEDS[0]) -> pd.DataFrame:
                 **features.summary(features.moments(x, y)), "chance": float(shuffled[features.match(shuffled)].mean()),
             })  # fmt: skip
     return pd.DataFrame(table)
+
+
+def drifts(found: archive.Tables) -> pd.DataFrame:
+    """How far training goes in as many epochs as retraining has, over the norm that it starts from.
+
+    Columns: model, dataset, optimizer; `from scratch` (of the runs that are not pretrained), and after each of
+    `PERTURBATIONS`; means over initialisations and seeds.
+    """
+    rows = shown(found.extra["snapshots"].query("tensor == @WHOLE").merge(
+        found.runs[["profile", "hash", "init", "optimizer", "perturbation"]], on=["profile", "hash"]
+    ))  # fmt: skip
+    scratch = (rows["perturbation"] == "none") & ~rows["init"].str.startswith("pretrained")
+    rows["kind"] = rows["perturbation"].map(PERTURBATIONS).mask(scratch, "from scratch")
+    rows = rows[rows["kind"].notna() & (rows["epoch"] == rows["profile"].map(RETRAINING))]
+    rows["relative"] = rows["distance_start"] / rows["norm_start"]
+    wide = rows.pivot_table("relative", ["model", "dataset", "optimizer"], "kind", sort=False)
+    return wide.reindex(columns=["from scratch", *PERTURBATIONS.values()]).rename_axis(columns=None).reset_index()
+
+
+def caption(found: archive.Tables) -> str:
+    """Profile, size, seeds and data copies of the runs that a figure shows, one line per network of another size."""
+    rows = shown(found.runs).astype({"images": int})
+    lines = []
+    for (profile, width, images), of in rows.groupby(["profile", "width", "images"], sort=False):
+        base, again = (of.loc[kind, "epochs"] for kind in (of["perturbation"] == "none", of["perturbation"] != "none"))
+        epochs = f"{base.max()} epochs" + (f" (retraining {again.max()})" if len(again) else "")
+        seeds = sorted(of["seed"].unique())
+        names = ", ".join(MODELS[model] for model in dict.fromkeys(of["model"]))
+        lines.append(
+            f"{names}: profile {profile}, width {width} of 64, {images:,} images, {epochs}, "
+            f"{'/'.join(dict.fromkeys(of['precision']))}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        )
+    notes = {f"{data.get(name).title}: {note}" for name, note in zip(rows["dataset"], rows["data_note"], strict=True)}
+    return "\n".join([*lines, *sorted(notes)])
+
+
+def heat_maps(
+    found: archive.Tables, dataset: str, init: str = INITS[0], seed: int = SEEDS[0]
+) -> list[tuple[str, np.ndarray]]:
+    """Part 2 within models: correlations of the penultimate features over the first test images, similar ones side by side.
+
+    Returns:
+        Title and matrix (features, features) per network and optimizer, features that do not vary left out.
+    """
+    rows = shown(found.runs[(found.runs["perturbation"] == "none") & (found.runs["init"] == init)])
+    rows, panels = rows[(rows["dataset"] == dataset) & (rows["seed"] == seed)], []
+    for run in rows.itertuples():
+        matrix = features.correlation(found.arrays[run.hash, "penultimate"].astype(np.float64))
+        kept = features.order(matrix)
+        title = f"{MODELS[run.model]}, {run.optimizer.upper()}\n{len(kept)} of {len(matrix)} features vary"
+        panels.append((title, matrix[np.ix_(kept, kept)]))
+    return panels

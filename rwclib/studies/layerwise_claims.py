@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from rwclib import archive, claims, data
-from rwclib.claims import Accuracy, Claim, Comparison, Group, Nearer, rising
+from rwclib.claims import Claim, rising
+from rwclib.comparisons import Accuracy, Comparison, Group, Nearer
 from rwclib.studies import layerwise, scoring
 
 _EARLY_TO_LATE = {

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from rwclib import archive, claims
-from rwclib.claims import Accuracy, Claim, Comparison, Group
+from rwclib.claims import Claim
+from rwclib.comparisons import Accuracy, Comparison, Group
 from rwclib.config import PROFILES
 from rwclib.studies import base, scoring, weightscale
 

@@ -1,0 +1,138 @@
+"""Peak memory of a full-width VGG-19 run with snapshots, over that of its weights and optimizer state.
+
+Beside it the same steps in a plain loop that keeps the start and every snapshot in memory, as one would write it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+
+import _table
+
+TARGET = 3
+RUN, RUN_WITHOUT, PLAIN = (
+    "training.run, with snapshots and checkpoints",
+    "training.run, without snapshots",
+    "plain loop, snapshots in memory",
+)
+NOTE = """{model}, width {width}, batch {batch}, {epochs} epochs of {images} images; a snapshot every epoch, and checkpoints.
+peak: the process's largest resident memory over that before the network is made, over the bytes of weights and
+optimizer state (SGD: momentum; Adam: two moments). It includes gradients, the tracker's reference and activations."""
+
+
+def config(optimizer: str, quick: bool) -> object:
+    """A run on the bundled images."""
+    from rwclib import RunConfig
+
+    return RunConfig(
+        model="vgg19", dataset="fashion_mnist_sample", width=8 if quick else 64, epochs=2,
+        n_train=64 if quick else 128, n_test=32 if quick else 128, batch_size=32 if quick else 128, lr=1e-3, optimizer=optimizer, init="kaiming_normal",
+        snapshot_every=1,
+    )  # fmt: skip
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    import os
+
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_of(function: object) -> int:
+    """Largest growth of this process's memory while `function()` runs, looked at every millisecond."""
+    before, seen, over = resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            seen.append(resident())
+            time.sleep(1e-3)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        function()
+    finally:
+        over.set()
+        watcher.join()
+    return max(seen) - before
+
+
+def run(optimizer: str, quick: bool, snapshots: bool) -> float:
+    """Peak bytes of `training.run`."""
+    from dataclasses import replace
+
+    from rwclib import data, training
+
+    chosen = config(optimizer, quick)
+    chosen = chosen if snapshots else replace(chosen, snapshot_every=0)
+    with tempfile.TemporaryDirectory() as folder:
+        training.run(replace(chosen, width=8, epochs=1, seed=1), results=folder)  # imports, first kernels
+        data.load(chosen.dataset)
+        return peak_of(lambda: training.run(chosen, results=folder, checkpoint_seconds=5 if snapshots else 1e9))
+
+
+def plain(optimizer: str, quick: bool, snapshots: bool) -> float:
+    """Peak bytes of a loop that keeps `{name: weights.clone()}` of the start and of every epoch."""
+    from dataclasses import replace
+
+    import torch
+    from torch.nn import functional
+
+    from rwclib import data, models
+
+    chosen = config(optimizer, quick)
+    images = data.load(chosen.dataset).subset(chosen.n_train, chosen.n_test)
+    batches = data.Batches(images.x_train, images.y_train, image_size=32, normalize="none", device=torch.device("cpu"))
+
+    def loop(chosen: object) -> None:
+        model = models.build(chosen.model, num_classes=10, in_channels=1, width=chosen.width, init=chosen.init)
+        optimizer = (
+            torch.optim.SGD(model.parameters(), lr=chosen.lr, momentum=0.9)
+            if chosen.optimizer == "sgd"
+            else torch.optim.Adam(model.parameters(), lr=chosen.lr)
+        )
+        kept = [{name: value.detach().clone() for name, value in model.named_parameters()}]
+        for _ in range(chosen.epochs):
+            for x, y in batches.in_order(chosen.batch_size):
+                functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            kept.append({name: value.detach().clone() for name, value in model.named_parameters()})
+
+    loop(replace(chosen, width=8, epochs=1))
+    return peak_of(lambda: loop(chosen))
+
+
+def state_bytes(optimizer: str, quick: bool) -> int:
+    """Of the weights and the optimizer's state, float32."""
+    from rwclib import models
+
+    chosen = config(optimizer, quick)
+    model = models.build(chosen.model, num_classes=10, in_channels=1, width=chosen.width)
+    return sum(value.numel() for value in model.parameters()) * 4 * (2 if optimizer == "sgd" else 3)
+
+
+def main() -> None:
+    args = _table.options(__doc__)
+    evidence, rows = _table.environment("2"), []
+    for optimizer in ("sgd", "adam"):
+        whole = state_bytes(optimizer, args.quick)
+        for what, function, snapshots in ((RUN, run, True), (RUN_WITHOUT, run, False), (PLAIN, plain, True)):
+            peak = _table.in_fresh_process(2, function, optimizer, args.quick, snapshots)
+            row = {
+                "optimizer": optimizer,
+                "what": what,
+                "mb": peak / 2**20,
+                "peak_over_weights_and_optimizer": peak / whole,
+            }
+            rows.append(row | (_table.verdict(peak < TARGET * whole, f"< {TARGET}") if what == RUN else {}))
+    of = config("sgd", args.quick)
+    note = NOTE.format(model=of.model, width=of.width, batch=of.batch_size, epochs=of.epochs, images=of.n_train)
+    _table.report(rows, evidence, note, args.json)
+
+
+if __name__ == "__main__":
+    main()
