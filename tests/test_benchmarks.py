@@ -33,8 +33,8 @@ ROWS = {
         ("labels, k-means", None), ("labels, agglomerative", None), ("labels, hdbscan", None),
     ],
     "memory": [
-        ("training.run, with snapshots and checkpoints", "< 3"), ("training.run, without snapshots", None),
-        ("plain loop, snapshots in memory", None),
+        ("training.run, with snapshots and checkpoints", "< 3"), ("the same, retraining after a sign flip", "< 3"),
+        ("training.run, without snapshots", None), ("plain loop, snapshots in memory", None),
     ] * 2,
     "sweep": [
         (TWO, None), ("rwc sweep, one process", ">= 1.7"), (CLASSICAL, ">= 1.5"),

@@ -63,7 +63,7 @@ def test_every_command_has_help(capsys, words):
         (
             [*TRAIN, "--model", "resnet19"],
             2,
-            "unknown model 'resnet19'; known: alexnet, efficientnet_b4, lenet5, resnet18, resnet34, resnet50, vgg19_bn",
+            "unknown model 'resnet19'; known: alexnet, efficientnet_b4, lenet5, resnet18, resnet34, resnet50, vgg19, vgg19_bn",
         ),
         ([*TRAIN, "--dataset", "imagenet"], 2, "unknown data set 'imagenet'; known:"),
         ([*TRAIN, "--epochs", "-1"], 2, "epochs must be at least 0, not -1"),
@@ -158,8 +158,11 @@ def test_claims_come_as_table_json_and_markdown(capsys):
     code, out, _ = run(capsys, "claims", "--format", "json")
     rows = json.loads(out)
     assert code == 0
-    assert {row["claim"] for row in rows} == {f"L{i}" for i in range(1, 17)} | {f"W{i}" for i in range(1, 9)}
-    assert {row["definition"] for row in rows} == {"Eq. 1", "elementwise", "-"}
+    assert {row["claim"] for row in rows} == {
+        *(f"L{i}" for i in range(1, 17)), *(f"W{i}" for i in range(1, 9)), *(f"D{i}" for i in range(1, 7))
+    }  # fmt: skip
+    names = {"Eq. 1", "elementwise", "at all", "by 0.1%", "by 1%", "-"}
+    assert {row["definition"] for row in rows} == names
     assert {row["verdict"] for row in rows} <= {"holds", "fails", "unclear", "not run"}
     assert run(capsys, "claims", "--study", "layerwise")[1].splitlines()[0].startswith("L1  ResNet-18, CIFAR-10: ")
     assert run(capsys, "claims", "--study", "layerwise", "--format", "md")[1].startswith("| claim | statement |")

@@ -112,7 +112,19 @@ def test_perturbations_as_settings_write_them(text, parts):
 
 
 @pytest.mark.parametrize(
-    "text", ["turn", "flip_sign:2", "distort", "distort:much", "distort:nan", "shuffle@biases", ""]
+    "text",
+    [
+        "turn",
+        "flip_sign:2",
+        "distort",
+        "distort:much",
+        "distort:nan",
+        "shuffle@biases",
+        "",
+        "distort:1e-6",
+        "none@state",
+        "flip_sign@parameters",
+    ],
 )
 def test_what_is_no_perturbation_is_refused_in_one_sentence(text):
     with pytest.raises(ConfigError, match="perturbation") as error:

@@ -30,11 +30,16 @@ def whole(place):
     return archive.read_dir(place).extra["snapshots"].query("tensor == 'all'").set_index("epoch")
 
 
+def final(results, config):
+    """The weights that the run is kept with."""
+    return weights.read(weights.path(results, config.hash), config.hash).state()
+
+
 def weights_after(config, results, epochs):
     """The weights of the run, trained anew for fewer epochs."""
     short = replace(config, epochs=epochs)
     training.run(short, results=results, keep_weights=True)
-    return weights.read(results, short.hash)
+    return final(results, short)
 
 
 def test_a_written_file_is_a_safetensors_file(tmp_path):
@@ -106,7 +111,7 @@ def test_pretrained_starts_from_the_other_runs_weights_but_for_its_head(base, tm
     training.run(base, results=tmp_path, keep_weights=True)
     then = replace(base, init="pretrained:fashion_mnist_sample", parent=base.hash, epochs=0)
     training.run(then, results=tmp_path, keep_weights=True)
-    old, new = (weights.read(tmp_path, config.hash) for config in (base, then))
+    old, new = (final(tmp_path, config) for config in (base, then))
     same = {name for name in old if torch.equal(old[name], new[name])}
     assert set(old) - same == {"classifier.4.weight", "classifier.4.bias"}
 
@@ -211,8 +216,37 @@ def test_an_edited_parent_is_one_sentence(base, tmp_path):
 
 def test_a_parent_of_another_size_is_one_sentence(base, tmp_path):
     training.run(base, results=tmp_path, keep_weights=True)
-    with pytest.raises(ConfigError, match="is of another network than"):
+    with pytest.raises(ConfigError, match=f"the parent run {base.hash} does not fit .*: features.0.weight has shape"):
         training.run(child_of(base, width=32), results=tmp_path)
+
+
+def test_weights_of_another_data_set_than_named_are_refused(base, tmp_path):
+    training.run(base, results=tmp_path, keep_weights=True)
+    with pytest.raises(ConfigError, match="does not fit .*: it was trained on fashion_mnist_sample"):
+        training.run(replace(base, init="pretrained:mnist", parent=base.hash), results=tmp_path)
+
+
+def test_a_child_in_progress_keeps_its_parents_weights_whatever_another_sweep_deletes(base, tmp_path):
+    training.run(base, results=tmp_path, keep_weights=True)
+    child = child_of(base, epochs=2)
+    with pytest.raises(OutOfTimeError):
+        training.run(child, results=tmp_path, deadline=0.0, threads=1)
+    weights.path(tmp_path, base.hash).unlink()
+    report = run_all([child, base], results=tmp_path, jobs=1)
+    assert (report.already, report.trained) == ([base.name], [child.name])
+    record = archive.read(tmp_path, child).record
+    assert record["parent_weights_sha256"] == archive.read(tmp_path, base).record["weights_sha256"]
+
+
+def test_a_grandchild_of_gone_weights_gets_both_trained_again(base, tmp_path):
+    then = replace(base, init="pretrained:fashion_mnist_sample", parent=base.hash, epochs=1)
+    flipped = child_of(then)
+    run_all([base, then], results=tmp_path, jobs=1)
+    report = run_all([flipped, then, base], results=tmp_path, jobs=1)
+    assert sorted(report.trained) == sorted(config.name for config in (base, then, flipped))
+    orphan = run_all([flipped, then], results=tmp_path / "empty", jobs=1)
+    assert set(orphan.failed) == {flipped.name, then.name}
+    assert "is not among the runs" in orphan.failed[then.name]
 
 
 def test_a_diverged_parent_takes_its_children_with_it(base, tmp_path):

@@ -125,8 +125,9 @@ def judged(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, s
 
 def details(found: archive.Tables) -> pd.DataFrame:
     """Every comparison of the claims, as `rwclib.claims.details`."""
-    columns = ["profile", "model", "dataset", "seed", "group", "layer", "value", "size", *CHANGED]
-    changed = of_runs = epochs = pd.DataFrame(columns=columns)
+    texts, numbers = ["profile", "model", "dataset", "seed", "group", "layer"], ["value", "size", *CHANGED]
+    changed = pd.DataFrame(columns=[*texts, *numbers]).astype(dict.fromkeys(numbers, "float64"))
+    of_runs = epochs = changed
     if len(found.runs):
         of, _ = judged(found)
         changed, of_runs, epochs = shares(of), quantities(of), of.epochs

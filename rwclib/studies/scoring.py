@@ -56,7 +56,7 @@ def _reason(claim: Claim, found: archive.Tables, at_chance: set[tuple[str, str, 
     trained = found.runs[["profile", "model", "dataset"]] if len(found.runs) else pd.DataFrame(columns=["profile"])
     for _, of in trained.groupby("profile"):
         if claim.runs <= set(of[["model", "dataset"]].itertuples(index=False, name=None)):
-            return "its runs have no such layers"
+            return "some of its trainings or layers are missing"
     return "no runs at one profile for all of it"
 
 
