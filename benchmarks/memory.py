@@ -12,11 +12,8 @@ import time
 import _table
 
 TARGET = 3
-RUN, RUN_WITHOUT, PLAIN = (
-    "training.run, with snapshots and checkpoints",
-    "training.run, without snapshots",
-    "plain loop, snapshots in memory",
-)
+RUN, CHILD = "training.run, with snapshots and checkpoints", "the same, retraining after a sign flip"
+RUN_WITHOUT, PLAIN = "training.run, without snapshots", "plain loop, snapshots in memory"
 NOTE = """{model}, width {width}, batch {batch}, {epochs} epochs of {images} images; a snapshot every epoch, and checkpoints.
 peak: the process's largest resident memory over that before the network is made, over the bytes of weights and
 optimizer state (SGD: momentum; Adam: two moments). It includes gradients, the tracker's reference and activations."""

@@ -174,7 +174,9 @@ def run_all(
     def wanted(config: RunConfig) -> bool:
         """Whether it is still to be trained, or its weights are."""
         children = (child for child in missing if child.parent == config.hash)
-        return not finished(results, config) or any(not finished(results, child) for child in children)
+        return not finished(results, config) or any(
+            wanted(child) and not finished(results, child, keep) for child in children
+        )
 
     try:
         while waiting or futures:

@@ -193,9 +193,8 @@ def steps(found: archive.Tables) -> pd.DataFrame:
     Columns: `CELL`, profile, seed, epoch (at the end of each step), distance_previous, distance_start, norm, and `step`, the
     epochs between as text.
     """
-    runs = found.runs.loc[
-        found.runs["perturbation"] == "none", ["profile", "hash", "init", "optimizer", "snapshot_every"]
-    ]
+    settings = ["profile", "hash", "init", "optimizer", "perturbation", "snapshot_every"]
+    runs = found.runs.loc[found.runs["perturbation"] == "none", settings]
     rows = found.extra["snapshots"].query("tensor == @WHOLE and epoch > 0").merge(runs, on=["profile", "hash"])
     rows = shown(rows)
     first = ((rows["epoch"] - 1) // rows["snapshot_every"] * rows["snapshot_every"]).astype(int)
