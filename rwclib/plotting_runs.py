@@ -91,6 +91,7 @@ def step_lines(
                 axes.plot(steps, means, color=COLORS[hues.index(name)], ls=("-", "--", ":")[styles.index(kind) % 3],
                           marker="os^"[styles.index(kind) % 3], ms=3.5, lw=1.3, label=f"{name}, {kind}")  # fmt: skip
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
             axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
             axes.set_title(f"{row}, {column}", fontsize=8)
@@ -122,7 +123,7 @@ def heat_maps(panels: Sequence[tuple[str, np.ndarray]], *, title: str, caption: 
     """
     rows = -(-len(panels) // columns)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(2.1 * columns + 0.9, 2.2 * rows + 0.9), layout="constrained")
+        figure = Figure(figsize=(max(7.2, 2.1 * columns + 0.9), 2.2 * rows + 0.9), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, (name, matrix) in zip(grid.flat, panels, strict=False):
             image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")

@@ -174,6 +174,15 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return kept.sort_values("model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `model`, `dataset`, `init` and `optimizer` as figures name them, as far as it has these columns."""
+    words = {
+        "model": MODELS.get, "dataset": lambda name: data.get(name).title, "optimizer": {"sgd": "SGD", "adam": "Adam"}.get,
+        "init": lambda name: name.partition(":")[0].replace("kaiming_", "Kaiming "),
+    }  # fmt: skip
+    return table.assign(**{name: table[name].map(word) for name, word in words.items() if name in table})
+
+
 def moved(ends: pd.DataFrame) -> pd.DataFrame:
     """Part 1, one row per training of the grid: shares changed, norms and distance, from `endings`.
 
@@ -335,6 +344,6 @@ def heat_maps(
     for run in rows.itertuples():
         matrix = features.correlation(found.arrays[run.hash, "penultimate"].astype(np.float64))
         kept = features.order(matrix)
-        title = f"{MODELS[run.model]}, {run.optimizer.upper()}\n{len(kept)} of {len(matrix)} features vary"
+        title = f"{MODELS[run.model]}, {'Adam' if run.optimizer == 'adam' else 'SGD'}\n{len(kept)} of {len(matrix)} features vary"
         panels.append((title, matrix[np.ix_(kept, kept)]))
     return panels
