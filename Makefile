@@ -22,7 +22,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check rwclib tests benchmarks
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval --override-ini=addopts= --override-ini=filterwarnings= --numprocesses=2 --dist=loadfile notebooks
+	$(BIN)/python -m pytest --nbval --override-ini=addopts= --override-ini=filterwarnings= --numprocesses=3 --dist=loadfile notebooks
 
 notebooks: setup  ## run the notebooks again and store their outputs and figures in the repository
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb

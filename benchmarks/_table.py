@@ -26,15 +26,24 @@ def options(doc: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the environment and the rows here too")
     parser.add_argument("--quick", action="store_true", help="toy size: shows that the script runs, measures nothing")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.quick:
+        os.environ[_TOY] = "1"
+    return args
+
+
+_TOY = "RWC_BENCH_QUICK"
 
 
 def in_fresh_process(threads: int, function: Callable[..., T], *args: object) -> T:
     """`function(*args)` in a new process where PyTorch and every BLAS have `threads` threads.
 
     A waiting thread sleeps unless `OMP_WAIT_POLICY` says otherwise: spinning, it keeps the core from the thread that it
-    waits for when other processes are busy (a copy on two threads then takes 30 times as long as on one).
+    waits for when other processes are busy (a copy on two threads then takes 30 times as long as on one). At toy size it runs
+    in this process.
     """
+    if _TOY in os.environ:
+        return function(*args)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

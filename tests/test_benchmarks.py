@@ -67,21 +67,17 @@ def test_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path)
     rows = written["rows"]
     assert [(row["what"], row["target"]) for row in rows] == ROWS[name]
     assert all((row["verdict"] in ("met", "missed")) == (row["target"] is not None) for row in rows)
-    measured = (
-        ("mb",)
-        if name == "memory"
-        else ("ms", "s")
-        if name in ("tracker", "clustering")
-        else ("images_per_s", "gb_per_s", "seconds")
-    )
+    times = ("ms", "s")
+    known = {"memory": ("mb",), "tracker": times, "clustering": times}
+    measured = known.get(name, ("images_per_s", "gb_per_s", "seconds"))
     assert all(max(row.get(column) or 0 for column in measured) > 0 for row in rows)
     assert written["environment"] in printed
 
 
 def test_the_plan_of_the_grid_gets_shorter_with_workers_and_wastes_more_of_them(tmp_path: Path) -> None:
     rows = bench("scheduling", tmp_path)[0]["rows"]
-    assert [row["workers"] for row in rows] == [4**k for k in range(6)] * 2
-    for study, priority in itertools.product(("layerwise", "weightscale"), ("seeds", "longest")):
+    assert [row["workers"] for row in rows] == [4**k for k in range(6)] * 3
+    for study, priority in itertools.product(("layerwise", "weightscale", "dynamics"), ("seeds", "longest")):
         hours = [row[f"hours_{priority}"] for row in rows if row["study"] == study]
         efficiency = [row[f"efficiency_{priority}"] for row in rows if row["study"] == study]
         assert efficiency[0] == pytest.approx(1)
@@ -92,7 +88,9 @@ def test_the_plan_of_the_grid_gets_shorter_with_workers_and_wastes_more_of_them(
 def test_a_benchmark_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "rwclib", "bench", "magic"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "unknown benchmark 'magic'; known: clustering, gpu, scheduling, sweep, tracker, training" in done.stderr
+    assert (
+        "unknown benchmark 'magic'; known: clustering, gpu, memory, scheduling, sweep, tracker, training" in done.stderr
+    )
 
 
 def test_the_readme_quotes_the_stored_tables():

@@ -30,7 +30,7 @@ def test_profiles_are_of_the_promised_sizes():
         "reduced": 12,
         "paper": 20,
     }
-    assert all((run.width, run.n_train, run.epochs) == (8, 256, 2) for run in sizes["smoke"])
+    assert all((run.width, run.n_train, run.epochs) == (8, 512, 2) for run in sizes["smoke"])
     assert all(run.width == 16 and run.n_train >= 2000 and run.epochs >= 8 for run in sizes["quick"])
     assert all((run.width, run.n_train, run.epochs) == (16, 10_000, 30) for run in sizes["reduced"])
     assert {run.seed for run in sizes["reduced"]} == {0, 42, 123}
@@ -48,7 +48,7 @@ def test_run_names_are_pinned_so_that_archived_runs_stay_theirs():
     assert layerwise.run_config("reduced", "resnet18", "cifar100", 0).hash == "3ace44d37e5c"
     assert layerwise.run_config("quick", "vgg19_bn", "cifar10", 0).hash == "231fb717bd9a"
     assert layerwise.run_config("reduced", "vgg19_bn", "cifar10", 0).hash == "d9534fac9ef1"
-    assert layerwise.run_config("quick", "alexnet", "mnist", 42).hash == "bdb8eb8aa82e"
+    assert layerwise.run_config("quick", "alexnet", "mnist", 42).hash == "5e672478dc84"
     assert layerwise.run_config("reduced", "alexnet", "cifar10", 0).hash == "f4aa4d535f3e"
 
 

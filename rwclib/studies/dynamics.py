@@ -31,7 +31,7 @@ SOURCES = {"cifar10": "fashion_mnist", "mnist": "fashion_mnist", "fashion_mnist"
 IMAGENET = ("resnet18", "vgg19")
 
 SIZES = {
-    "smoke": {"width": 8, "n_train": 256, "n_test": 128, "epochs": 2, "seeds": SEEDS[:1]},
+    "smoke": {"width": 8, "n_train": 128, "n_test": 64, "epochs": 2, "seeds": SEEDS[:1]},
     "quick": {"width": 8, "n_train": 1024, "n_test": 256, "epochs": 20, "seeds": SEEDS[:1]},
     "reduced": {"width": 16, "n_train": 10_000, "n_test": 2000, "epochs": 20, "seeds": SEEDS},
     "paper": {"width": 64, "n_train": None, "n_test": None, "epochs": 20, "seeds": SEEDS, "precision": "bf16"},
