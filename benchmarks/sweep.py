@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import _classical
@@ -14,12 +16,14 @@ import _table
 
 TWO, ONE = "rwc sweep, two processes", "rwc sweep, one process"
 CLASSICAL, WORKERS = "classical loop", "classical loop, a DataLoader worker per core"
+BARE_ONE, BARE_TWO = "bare loop, one process: two bare over one", "bare loop, two processes"
 NOTE = """{dataset}: runs of 6,000 images (`runs`, `epochs` of the sweeps), tested on 1,000 after each epoch, as in study 1 (SGD,
 batches of 128, resize 28 to 32, flip). Images: of training alone. A process of the sweep has one thread; its start-up
 (PyTorch, data) counts. Classical: torchvision's PIL transforms in a DataLoader without workers or with one per core, one
 process with two threads that has imported PyTorch before its clock starts, weights copied to NumPy and both definitions of
 RWC computed there after each epoch; on the first of the sweep's runs (AlexNet of width 8: the first two), which is enough
-for a loop that goes through its runs one after the other."""
+for a loop that goes through its runs one after the other, and with workers for four epochs at most. Bare: forward,
+backward and step on one resident batch, one thread a process, without start-up: what the machine can do at most."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Case:
 
 
 CASES = [
-    Case("alexnet", 8, 8, 3, 2, {ONE: 1.7, CLASSICAL: 1.5}),
-    Case("lenet5", 64, 4, 6, 1, {CLASSICAL: 4.0, WORKERS: None}),
+    Case("alexnet", 8, 8, 4, 2, {ONE: 1.7, CLASSICAL: 1.5, BARE_ONE: None}),
+    Case("lenet5", 64, 4, 12, 1, {CLASSICAL: 4.0, WORKERS: None, BARE_TWO: None}),
     Case("alexnet", 64, 2, 1, 1, {CLASSICAL: 1.2, WORKERS: None}),
     Case("resnet18", 16, 2, 1, 1, {CLASSICAL: 1.3, WORKERS: None}),
 ]
@@ -76,6 +80,40 @@ def classical(runs: list, workers: int) -> float:
     return _table.seconds(lambda: [_classical.train(config, workers) for config in runs])
 
 
+def bare(run: object, seconds: float) -> float:
+    """Images per second of training steps on one resident batch."""
+    import torch
+    from torch.nn import functional
+
+    from rwclib import models
+
+    torch.set_num_threads(1)
+    model = models.build(run.model, num_classes=10, in_channels=1, width=run.width).to(
+        memory_format=torch.channels_last
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay)
+    x, y = (
+        torch.rand(run.batch_size, 1, 32, 32).to(memory_format=torch.channels_last),
+        torch.zeros(run.batch_size).long(),
+    )
+    steps, began = 0, None
+    while began is None or time.perf_counter() - began < seconds:
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        steps += began is not None
+        if began is None:  # the first is a warm-up
+            began = time.perf_counter()
+    return steps * run.batch_size / (time.perf_counter() - began)
+
+
+def machine(run: object, processes: int, seconds: float) -> float:
+    """Images per second of that many bare loops at once."""
+    with ThreadPoolExecutor(processes) as pool:
+        found = [pool.submit(_table.in_fresh_process, 1, bare, run, seconds) for _ in range(processes)]
+        return sum(future.result() for future in found)
+
+
 def main() -> None:
     args = _table.options(__doc__)
     evidence, rows = _table.environment("1 a process; classical 2"), []
@@ -83,13 +121,19 @@ def main() -> None:
         runs = configs(case, args.quick)
         few = runs[: case.classical_runs]
         ways = {TWO: (runs, 1, sweep, 2), ONE: (runs, 1, sweep, 1), CLASSICAL: (few, 2, classical, 0)}
-        ways[WORKERS] = few, 2, classical, os.cpu_count()
+        ways[WORKERS] = [replace(run, epochs=min(4, run.epochs)) for run in few[:1]], 2, classical, os.cpu_count()
         speeds = {}
         for way in (TWO, *case.targets):
-            trained, threads, function, extra = ways[way]
-            images = sum(config.n_train * config.epochs for config in trained)
-            speeds[way] = images / _table.in_fresh_process(threads, function, trained, extra)
-            times, target = speeds[TWO] / speeds[way], case.targets.get(way)
+            seconds, compared = 0.1 if args.quick else 8, TWO
+            if way in (BARE_ONE, BARE_TWO):
+                speeds[way] = machine(runs[0], 1 if way == BARE_ONE else 2, seconds)
+                if way == BARE_ONE:
+                    speeds[BARE_TWO], compared = machine(runs[0], 2, seconds), BARE_TWO
+            else:
+                trained, threads, function, extra = ways[way]
+                images = sum(config.n_train * config.epochs for config in trained)
+                speeds[way] = images / _table.in_fresh_process(threads, function, trained, extra)
+            times, target = speeds[compared] / speeds[way], case.targets.get(way)
             row = {
                 "network": f"{case.model}, width {case.width}",
                 "runs": case.runs,

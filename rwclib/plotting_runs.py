@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import matplotlib as mpl
 import numpy as np
@@ -36,7 +37,7 @@ def points(
         log: logarithmic axis.
     """
     names = list(dict.fromkeys(table[panel]))
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), _same_jitter():
         figure = Figure(figsize=(2.5 * len(names) + 0.8, 3.8), layout="constrained")
         row = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, name in zip(row, names, strict=True):
@@ -68,6 +69,17 @@ def points(
         figure.alt = f"{title}: {ylabel}, a panel per {panel}"
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
+
+
+@contextmanager
+def _same_jitter() -> Iterator[None]:
+    """Seaborn draws its jitter from NumPy's global generator: seeded for a while, the same numbers give the same files."""
+    before = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def step_lines(

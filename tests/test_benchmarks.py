@@ -35,10 +35,12 @@ ROWS = {
     "memory": [
         ("training.run, with snapshots and checkpoints", "< 3"), ("the same, retraining after a sign flip", "< 3"),
         ("training.run, without snapshots", None), ("plain loop, snapshots in memory", None),
-    ] * 2,
+        ("training.run, with snapshots and checkpoints", "< 3"), ("training.run, with snapshots and checkpoints", "< 3"),
+    ],
     "sweep": [
         (TWO, None), ("rwc sweep, one process", ">= 1.7"), (CLASSICAL, ">= 1.5"),
-        (TWO, None), (CLASSICAL, ">= 4.0"), (WORKERS, None),
+        ("bare loop, one process: two bare over one", None),
+        (TWO, None), (CLASSICAL, ">= 4.0"), (WORKERS, None), ("bare loop, two processes", None),
     ],
     "gpu": [
         ("bare, eager, fp32", None), ("run, eager, fp32", ">= 0.9 of bare"), ("epoch, eager, fp32", "<= 2.5 s"),

@@ -341,7 +341,7 @@ def heat_maps(
     """
     rows = shown(found.runs[(found.runs["perturbation"] == "none") & (found.runs["init"] == init)])
     rows, panels = rows[(rows["dataset"] == dataset) & (rows["seed"] == seed)], []
-    for run in rows.itertuples():
+    for run in rows.sort_values("optimizer", ascending=False, kind="stable").itertuples():
         matrix = features.correlation(found.arrays[run.hash, "penultimate"].astype(np.float64))
         kept = features.order(matrix)
         title = f"{MODELS[run.model]}, {'Adam' if run.optimizer == 'adam' else 'SGD'}\n{len(kept)} of {len(matrix)} features vary"

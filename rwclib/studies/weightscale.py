@@ -31,7 +31,7 @@ _RESNET = {
     "cifar10": (96.1, 99.9, 90.0, 99.75), "cifar100": (92.4, 99.8, 62.4, 87.1), "svhn": (98.9, 99.9, 94.5, 99.3)
 }  # fmt: skip
 MODELS = {
-    "resnet50": {"title": "ResNet-50", "accuracy": _RESNET},
+    "resnet50": {"title": "ResNet-50", "accuracy": _RESNET, "sizes": {"quick": {"n_train": 1536}}},  # the slowest
     "resnet34": {"title": "ResNet-34", "accuracy": _RESNET},
     "efficientnet_b4": {
         "title": "EfficientNet-B4",
