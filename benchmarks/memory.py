@@ -16,7 +16,8 @@ TARGET = 3
 RUN, CHILD = "training.run, with snapshots and checkpoints", "the same, retraining after a sign flip"
 RUN_WITHOUT, PLAIN = "training.run, without snapshots", "plain loop, snapshots in memory"
 NOTE = """{model}, width {width}, one epoch of {images} images, tested on {tested}; snapshots at start and end, and checkpoints.
-peak: the most that the process holds in memory over what it holds before the network is made, over the bytes of weights and
+peak: the most that the process holds in memory over what it holds before the network is made (file pages that it has mapped
+apart, of the snapshots while they are read: the system takes these back at will), over the bytes of weights and
 optimizer state (SGD: momentum; Adam: two moments). It includes gradients, the tracker's reference and activations.
 glibc is told to give freed memory back (MALLOC_MMAP_THRESHOLD_), so that the peak is of what is held."""
 
@@ -57,6 +58,13 @@ def peak_of(function: object) -> int:
     return max(seen) - before
 
 
+def train_parent(parent: object, folder: str) -> None:
+    """In a process of its own, whose memory does not count."""
+    from rwclib import training
+
+    training.run(parent, results=folder, keep_weights=True)
+
+
 def run(optimizer: str, quick: bool, what: str, batch: int) -> float:
     """Peak bytes of `training.run`."""
     from dataclasses import replace
@@ -70,7 +78,7 @@ def run(optimizer: str, quick: bool, what: str, batch: int) -> float:
         training.run(replace(chosen, width=8, epochs=1, seed=1), results=folder)  # imports, first kernels
         if what == CHILD:
             parent = replace(chosen, epochs=0)
-            training.run(parent, results=folder, keep_weights=True)
+            _table.in_fresh_process(2, train_parent, parent, folder)
             chosen = replace(chosen, parent=parent.hash, perturbation="flip_sign")
         return peak_of(
             lambda: training.run(chosen, results=folder, checkpoint_seconds=1e9 if what == RUN_WITHOUT else 5)

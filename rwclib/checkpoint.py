@@ -15,6 +15,7 @@ from rwclib.config import RunConfig
 from rwclib.tracker import RWCTracker
 
 FILE = "checkpoint.safetensors"
+TEST_BATCH = 100  # images of evaluation; on a CPU the activations of more outweigh the weights
 EPOCH_COLUMNS = ("train_loss", "train_top1", "train_top5", "test_loss", "test_top1", "test_top5")
 
 
@@ -75,7 +76,7 @@ class State:
         """Write the checkpoint beside its place and rename it."""
         notes = {"config": config.canonical_json(), "epoch": self.epoch, "batch": self.batch, "seconds": self.seconds,
                  "spent": self.spent, "started": self.started, "resumed": self.resumed, "data_digest": self.data_digest,
-                 "snapshots": self.snapshots.epochs if self.snapshots else []}  # fmt: skip
+                 "test_batch": TEST_BATCH, "snapshots": self.snapshots.epochs if self.snapshots else []}  # fmt: skip
         weights.write(path, self._tensors(), {"rwclib": json.dumps(notes)})
         if self.snapshots:
             self.snapshots.drop()
@@ -86,6 +87,8 @@ class State:
             notes = json.loads(file.metadata()["rwclib"])
             if notes["config"] != config.canonical_json():
                 raise ValueError("it belongs to another run")
+            if notes.get("test_batch") != TEST_BATCH:
+                raise ValueError("another version wrote it")
             if notes["data_digest"] != self.data_digest:
                 raise ValueError("the image set has changed since it was written")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)

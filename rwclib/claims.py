@@ -126,8 +126,11 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
     ]
     scaled = forward(means)  # (groups, seeds)
     effect = float(back(comparison.effect(scaled.mean(1))))
-    if len(seeds) == 1 and min(table.shape[1] for table in tables) == 1:
-        return _NO_INTERVAL | {"effect": effect}
+    without = "epoch" not in layers and any(  # a run without a value must not simply be missing
+        layers.loc[_of_group(layers, group), metric].isna().any() for group in comparison.groups
+    )
+    if without or (len(seeds) == 1 and min(table.shape[1] for table in tables) == 1):
+        return _NO_INTERVAL | {"effect": effect, "seeds": len(seeds)}
     if len(seeds) > 1:
         drawn = scaled[:, rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))].mean(-1)
     else:  # the same layers on two data sets are drawn in pairs

@@ -88,6 +88,13 @@ def to_train(
     return list(chosen), lost
 
 
+def lend(results: Path, children: Collection[RunConfig]) -> None:
+    """Give every unfinished child its own link to its parent's weights, before another sweep may drop them."""
+    for child in children:
+        if not archive.is_finished(results, child):
+            weights.lend(results, child)
+
+
 def drop_weights(configs: Collection[RunConfig], results: Path, unfinished: Container[str]) -> None:
     """Delete the final weights that none of the runs needs any more, `unfinished` being names; a run in progress has its own
     link to its parent's.

@@ -62,11 +62,12 @@ def to_text(table: pd.DataFrame) -> str:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The same in Markdown: one row to a claim, a table to each set of definitions, and a list of the data copies."""
+    """The same in Markdown: one row to a claim, a table to each set of definitions (one for what is no matter of these), and a
+    list of the data copies.
+    """
     families: dict[tuple[str, ...], list[tuple[str, pd.DataFrame]]] = {}
-    family: tuple[str, ...] = ()
     for claim_id, of_claim in table.groupby("claim", sort=False):
-        family = tuple(name for name in of_claim["definition"] if name != "-") or family
+        family = tuple(name for name in of_claim["definition"] if name != "-")
         families.setdefault(family, []).append((claim_id, of_claim))
     lines = []
     for family, claims in families.items():
@@ -74,10 +75,8 @@ def to_markdown(table: pd.DataFrame) -> str:
         rows = [["claim", "statement", *names, "interval is", "profile", "training top-1", "data"]]
         rows.append(["---"] * len(rows[0]))
         for claim_id, of_claim in claims:
-            findings = {row["definition"]: _finding(row) for _, row in of_claim.iterrows()}
-            if "-" in findings:  # no matter of definition
-                findings |= {name: "as left" if i else findings["-"] for i, name in enumerate(names)}
+            findings = [_finding(row) for _, row in of_claim.iterrows()]
             first = of_claim.iloc[0]
-            rows.append([claim_id, first["text"], *(findings[name] for name in names), *_circumstances(first)])
+            rows.append([claim_id, first["text"], *findings, *_circumstances(first)])
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     return "\n".join([*lines, *(f"- Data copy: {copy}" for copy in _copies(table))]).rstrip()

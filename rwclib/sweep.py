@@ -88,8 +88,8 @@ def run_all(
 ) -> Report:
     """Bring every run into the archive; runs that are there already are left alone.
 
-    A run with a parent waits for it, wherever the two stand in the list; the parent's weights are kept until the last of
-    its children is done. A parent whose weights are gone is trained again for them.
+    A run with a parent waits for it, wherever the two stand in the list. The parent's weights are kept until no run of the
+    sweep needs them any more; one whose weights are gone is trained again for them.
 
     A run that fails or diverges is reported at the end while the others go on. A run that another process is working on
     is waited for, and taken over if that process dies. A run whose worker dies is started again, on its own, two times.
@@ -142,6 +142,7 @@ def run_all(
         report.enter(config.name, problem)
     report.already = [name for name in report.already if name not in {config.name for config in missing}]
     unfinished = {config.hash for config in missing}
+    parents.lend(results, [config for config in missing if config.parent and config.parent not in unfinished])
     waiting = [
         generation[first : first + chunk]
         for generation in parents.generations(missing)
@@ -162,6 +163,7 @@ def run_all(
         if progress and not isinstance(outcome, OutOfTimeError):
             progress(config.name, {})
         if isinstance(outcome, bool) and not (config.hash in keep and diverged(results, config)):
+            parents.lend(results, [child for child in missing if child.parent == config.hash])
             return
         if not isinstance(outcome, OutOfTimeError):
             kind = RwcError if config.name in report.failed else DivergedError

@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from rwclib import archive, data, features, models, perturbation, weights
-from rwclib.checkpoint import EPOCH_COLUMNS, FILE, State
+from rwclib.checkpoint import EPOCH_COLUMNS, FILE, TEST_BATCH, State
 from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, ConfigError, DivergedError, OutOfTimeError
 from rwclib.locks import Lock
@@ -32,7 +32,6 @@ from rwclib.metrics import METRICS
 from rwclib.steps import Steps, check_engine
 from rwclib.tracker import RWCTracker
 
-TEST_BATCH = {"cpu": 100}  # images, else 500; on a CPU the activations of more outweigh the weights
 CHECKPOINT_SECONDS = 20.0
 FEATURE_IMAGES = 512  # whose penultimate features a run with snapshots stores
 # Initial weights and dropout come from torch's global generator, seeded here: runs in threads of one process take turns.
@@ -239,7 +238,7 @@ def _train(
             steps.train(x, y)
             between_batches()
         model.eval()
-        for x, y in test_set.in_order(TEST_BATCH.get(device.type, 500), start=state.batch - batches):
+        for x, y in test_set.in_order(TEST_BATCH, start=state.batch - batches):
             steps.evaluate(x, y)
             between_batches()
         row = _means(state.sums, len(train_set), len(test_set))
@@ -319,9 +318,7 @@ def _measured(
         if when == "start":
             state.snapshots.start().load_into(model)
         own, cross, hits = features.Moments(), features.Moments(), 0
-        for (found, of_parent), labels in features.stream(
-            [model, parent], test_set.in_order(TEST_BATCH.get(test_set.device.type, 500))
-        ):
+        for (found, of_parent), labels in features.stream([model, parent], test_set.in_order(TEST_BATCH)):
             own.add(found, found)
             if parent is not model:
                 cross.add(found, of_parent)

@@ -7,9 +7,11 @@ cache folder and are read one tensor at a time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -143,25 +145,40 @@ def borrowed(results: Path, config: RunConfig) -> Path:
     return archive.cache_dir(results, config) / "parent.safetensors"
 
 
+def lend(results: Path, config: RunConfig) -> bool:
+    """Link the weights of the run's parent into the run's cache folder, if they are there: from then on no sweep that ends
+    takes them from it. Whether it has them.
+    """
+    own, store = borrowed(results, config), path(results, config.parent)
+    part = own.with_name(f".{own.name}.{secrets.token_hex(4)}.part")
+    try:
+        if not own.exists():
+            own.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(store, part)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without links
+                shutil.copyfile(store, part)
+            os.replace(part, own)
+    except FileNotFoundError:
+        with contextlib.suppress(OSError):  # only if it is empty
+            own.parent.rmdir()
+    return own.exists()
+
+
 def borrow(results: Path, config: RunConfig) -> Final:
-    """The weights of the run's parent, linked into the run's cache folder first: there they stay, whatever becomes of the
-    store, until the run is done.
+    """The weights of the run's parent, from the run's own link to them.
 
     Raises:
         ArchiveError: they are not kept, or as in `read`.
     """
     own, store = borrowed(results, config), path(results, config.parent)
-    if not own.exists():
-        own.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(store, own)
-        except FileNotFoundError:
-            raise ArchiveError(
-                f"the weights of the parent run {config.parent} are not in {store.parent}; sweep parent and child together, "
-                "which trains the parent for them"
-            ) from None
-        except OSError:  # a file system without links
-            shutil.copyfile(store, own)
+    if not lend(results, config):
+        raise ArchiveError(
+            f"the weights of the parent run {config.parent} are not in {store.parent}; sweep parent and child together, "
+            "which trains the parent for them"
+        )
     try:
         return read(own, config.parent, store)
     except ArchiveError:

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_weights_of_another_network_do_not_fit():
         )  # fmt: skip
 
 
-def test_a_killed_retraining_goes_on_without_its_parent(base, tmp_path, monkeypatch):
+def test_a_stopped_retraining_goes_on_without_its_parent(base, tmp_path):
     base = replace(base, epochs=1)
     child = child_of(base, epochs=4)
     straight = run_all([child, base], results=tmp_path / "straight", jobs=1)
@@ -149,12 +150,8 @@ def test_a_killed_retraining_goes_on_without_its_parent(base, tmp_path, monkeypa
     for _ in range(5):
         with pytest.raises(OutOfTimeError):
             training.run(child, results=tmp_path / "parts", deadline=0.0, threads=1)
-    trained = []
-    monkeypatch.setattr(
-        training, "_begin", lambda *given, begin=training._begin: trained.append(given[0]) or begin(*given)
-    )
+    weights.path(tmp_path / "parts", base.hash).unlink()
     training.run(child, results=tmp_path / "parts", threads=1)
-    assert trained == [child]
     names = ("snapshots.parquet", "features.parquet")
     parts, whole = (archive.run_dir(tmp_path / part, child) for part in ("parts", "straight"))
     assert tables(parts) == tables(whole)
@@ -236,6 +233,42 @@ def test_a_child_in_progress_keeps_its_parents_weights_whatever_another_sweep_de
     assert (report.already, report.trained) == ([base.name], [child.name])
     record = archive.read(tmp_path, child).record
     assert record["parent_weights_sha256"] == archive.read(tmp_path, base).record["weights_sha256"]
+
+
+def test_children_that_wait_have_their_parents_weights_before_another_sweep_can_drop_them(base, tmp_path):
+    children = [child_of(base), child_of(base, "shuffle")]
+    training.run(base, results=tmp_path, keep_weights=True)
+    with ThreadPoolExecutor(1) as pool:
+        dropped = []
+
+        def drop(name, values):
+            if not dropped:  # as a sweep without these children does when it ends
+                dropped.append(name)
+                weights.path(tmp_path, base.hash).unlink(missing_ok=True)
+
+        report = run_all([base, *children], results=tmp_path, executor=pool, progress=drop)
+    assert dropped
+    assert sorted(report.trained) == sorted(child.name for child in children)
+
+
+@pytest.mark.parametrize("chunk", [2, 3])
+def test_chunks_hold_no_child_beside_its_parent(base, tmp_path, chunk):
+    runs = [child_of(base), base, child_of(base, "shuffle"), replace(base, seed=1), child_of(replace(base, seed=1))]
+    report = run_all(
+        [replace(run, epochs=1) if run.perturbation != "none" else run for run in runs],
+        results=tmp_path,
+        jobs=2,
+        chunk=chunk,
+    )
+    assert len(report.trained) == 5
+
+
+def test_a_checkpoint_of_other_evaluation_batches_is_not_gone_on_from(base, tmp_path, monkeypatch):
+    with pytest.raises(OutOfTimeError):
+        training.run(base, results=tmp_path, deadline=0.0)
+    monkeypatch.setattr("rwclib.checkpoint.TEST_BATCH", 50)
+    with pytest.raises(ArchiveError, match="another version wrote it"):
+        training.run(base, results=tmp_path)
 
 
 def test_a_grandchild_of_gone_weights_gets_both_trained_again(base, tmp_path):

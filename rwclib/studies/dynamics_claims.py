@@ -129,7 +129,7 @@ def details(found: archive.Tables) -> pd.DataFrame:
     changed = pd.DataFrame(columns=[*texts, *numbers]).astype(dict.fromkeys(numbers, "float64"))
     of_runs = epochs = changed
     if len(found.runs):
-        of, _ = judged(found)
+        of, _ = judged(complete(found))
         changed, of_runs, epochs = shares(of), quantities(of), of.epochs
     parts = [(changed, CLAIMS[:2], CHANGED), (of_runs, CLAIMS[2:], {"value": "-"})]
     return pd.concat(
@@ -138,14 +138,32 @@ def details(found: archive.Tables) -> pd.DataFrame:
     )
 
 
+def complete(found: archive.Tables) -> archive.Tables:
+    """The runs of whole cells alone: all initialisations and optimizers of a profile, network, data set, perturbation and seed.
+
+    A profile that is half trained must not take the place of one that is done.
+    """
+    kept: set[str] = set()
+    there = set(found.runs["hash"])
+    for profile, runs in found.runs.groupby("profile"):
+        seeds = {"seeds": [int(seed) for seed in runs["seed"].unique()]}
+        cells: dict[tuple, set[str]] = {}
+        for config in [*dynamics.grid(profile, **seeds), *dynamics.retrainings(profile, **seeds)]:
+            cells.setdefault((config.model, config.dataset, config.perturbation, config.seed), set()).add(config.hash)
+        kept |= {hash_ for cell in cells.values() if cell <= there for hash_ in cell}
+    return base.only(found, kept)
+
+
 def verdicts(found: archive.Tables) -> pd.DataFrame:
-    """The scorecard of these tables, as `scoring.verdicts`; its training accuracies are those of the trainings judged on."""
+    """The scorecard of these tables, as `scoring.verdicts`; its training accuracies are those of the runs judged on."""
     parts, runs = details(found), found.runs
     tables = []
     for about, perturbations in ((CLAIMS[:4], ["none"]), (CLAIMS[4:], list(dynamics.PERTURBATIONS))):
-        of = base.only(found, set(runs.loc[runs["perturbation"].isin(perturbations), "hash"])) if len(runs) else found
-        rows = parts[parts["claim"].isin([claim.id for claim in about])]
-        tables.append(scoring.verdicts(of, about, parts=rows))
+        rows, of = parts[parts["claim"].isin([claim.id for claim in about])], None
+        if len(runs):
+            kept, at_chance = judged(complete(found))
+            of = base.only(kept, set(runs.loc[runs["perturbation"].isin(perturbations), "hash"])), at_chance
+        tables.append(scoring.verdicts(found, about, parts=rows, judged=of))
     return pd.concat(tables, ignore_index=True)
 
 

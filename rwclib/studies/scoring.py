@@ -25,8 +25,10 @@ def verdicts(
     about: Sequence[Claim],
     metrics: Mapping[str, str] = claims.DEFINITIONS,
     parts: pd.DataFrame | None = None,
+    judged: tuple[archive.Tables, set[tuple[str, str, str]]] | None = None,
 ) -> pd.DataFrame:
-    """The scorecard of these tables, with four more columns; of `parts` where the comparisons are made already.
+    """The scorecard of these tables, with four more columns; of `parts` where the comparisons are made already, on the runs
+    `judged` (as `base.learned` gives them).
 
     `text`, the claim's sentence; `data`, a list of `title: data copy` of the runs used; `train_top1`, the lowest and the
     highest training accuracy (percent) among them; `reason`, why it was not run.
@@ -37,7 +39,7 @@ def verdicts(
     table["data"] = [
         _copies(found.runs[found.runs["profile"] == row.profile], known[row.claim].runs) for row in table.itertuples()
     ]
-    judged, at_chance = base.learned(found)
+    judged, at_chance = judged or base.learned(found)
     last = archive.last_epochs(judged.epochs)
     table["train_top1"] = [_range(last, row.profile, known[row.claim].runs) for row in table.itertuples()]
     table["reason"] = [
