@@ -18,7 +18,10 @@ CHANGED = {
     "model": "lenet5", "dataset": "cifar10", "width": 8, "epochs": 2, "seed": 1, "lr": 0.2, "momentum": 0.8,
     "weight_decay": 0.0, "batch_size": 64, "optimizer": "adam", "n_train": 2000, "n_test": 100, "image_size": 28,
     "crop_padding": 4, "flip": True, "normalize": "imagenet", "shuffle": False, "precision": "bf16",
+    "init": "kaiming_uniform", "snapshot_every": 5,
 }  # fmt: skip
+CHILD = RunConfig(model="resnet18", dataset="mnist", parent="0123456789ab", perturbation="flip_sign")
+OF_CHILDREN = {"parent": "ba9876543210", "perturbation": "shuffle"}
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 
 
@@ -36,8 +39,9 @@ def test_canonical_json_of_a_config_never_changes():
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name != "study"])
 def test_hash_covers_the_field(name):
-    assert getattr(CONFIG, name) != CHANGED[name]
-    assert dataclasses.replace(CONFIG, **{name: CHANGED[name]}).hash != CONFIG.hash
+    config, new = (CHILD, OF_CHILDREN[name]) if name in OF_CHILDREN else (CONFIG, CHANGED[name])
+    assert getattr(config, name) != new
+    assert dataclasses.replace(config, **{name: new}).hash != config.hash
 
 
 def test_hash_leaves_the_study_out():
@@ -65,8 +69,21 @@ def test_integers_stand_for_floats(name):
 
 
 def test_hash_covers_defaults_and_a_format_version():
+    later = {field.name for field in dataclasses.fields(RunConfig) if "neutral" in field.metadata}
     covered = set(json.loads(RunConfig(model="resnet18", dataset="mnist").canonical_json()))
-    assert covered == set(FIELDS) - {"study"} | {"format"}
+    assert covered == set(FIELDS) - {"study"} - later | {"format"}
+    child = dataclasses.replace(CHILD, init="kaiming_normal", snapshot_every=1)
+    assert set(json.loads(child.canonical_json())) == set(FIELDS) - {"study"} | {"format"}
+
+
+def test_what_a_run_starts_from_is_one_thing():
+    for changes in ({"parent": "0123456789ab"}, {"perturbation": "shuffle"}, {"init": "pretrained:mnist"}):
+        with pytest.raises(ConfigError, match="parent"):
+            dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(ConfigError, match="unknown init 'xavier'"):
+        dataclasses.replace(CONFIG, init="xavier")
+    with pytest.raises(ConfigError, match="must be the 12-digit hash of a run, not 'abc'"):
+        dataclasses.replace(CHILD, parent="abc")
 
 
 def test_hash_is_the_start_of_the_sha256_of_the_canonical_json():
