@@ -164,8 +164,8 @@ def test_claims_come_as_table_json_and_markdown(capsys):
     names = {"Eq. 1", "elementwise", "at all", "by 0.1%", "by 1%", "-"}
     assert {row["definition"] for row in rows} == names
     assert {row["verdict"] for row in rows} <= {"holds", "fails", "unclear", "not run"}
-    assert run(capsys, "claims", "--study", "layerwise")[1].splitlines()[0].startswith("L1  ResNet-18, CIFAR-10: ")
-    assert run(capsys, "claims", "--study", "layerwise", "--format", "md")[1].startswith("| claim | statement |")
+    assert run(capsys, "claims")[1].splitlines()[0].startswith("L1  ResNet-18, CIFAR-10: ")
+    assert run(capsys, "claims", "--format", "md")[1].startswith("| claim | statement |")
 
 
 def test_claims_of_an_empty_archive_are_not_run(capsys, tmp_path):
