@@ -34,7 +34,9 @@ def filter_grid(model: nn.Module, layer: str) -> np.ndarray:
     found = dict(model.named_modules()).get(layer)
     if not isinstance(found, nn.Conv2d):
         known = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-        raise ConfigError(f"{layer!r} is no 2-D convolution of {type(model).__name__}; known: {', '.join(known) or 'none'}")
+        raise ConfigError(
+            f"{layer!r} is no 2-D convolution of {type(model).__name__}; known: {', '.join(known) or 'none'}"
+        )
     return found.weight.detach().float().cpu().numpy().copy()
 
 
@@ -99,7 +101,10 @@ def straightened(iterations: Sequence[float], scores: Sequence[float], model: st
     if model not in MODELS:
         raise ConfigError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
     x, y = (np.asarray(values, np.float64) for values in (iterations, scores))
-    for values, name in ((x, "iterations") if model == "power" else (None, ""), (y, "scores") if model != "linear" else (None, "")):
+    for values, name in (
+        (x, "iterations") if model == "power" else (None, ""),
+        (y, "scores") if model != "linear" else (None, ""),
+    ):
         if values is not None and (values <= 0).any():
             raise ConfigError(f"a {model} model needs {name} above 0; leave the others out")
     return np.log(x) if model == "power" else x, y if model == "linear" else np.log(y)

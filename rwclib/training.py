@@ -228,9 +228,7 @@ def _train(
             state.save(checkpoint, config)
             saved = time.monotonic()
         if late:
-            raise OutOfTimeError(
-                f"{config.name} stopped in epoch {state.epoch + 1} of {epochs}; call again to go on"
-            )
+            raise OutOfTimeError(f"{config.name} stopped in epoch {state.epoch + 1} of {epochs}; call again to go on")
 
     diverged = False
     while state.epoch < epochs and not diverged:
@@ -238,7 +236,9 @@ def _train(
         state.mark()
         plan = train_set.plan(state.augmentation, state.order, flip=config.flip, shuffle=config.shuffle)
         done = state.epoch * per_epoch
-        batches = min(per_epoch, config.iterations - done) if config.iterations else per_epoch  # those of evaluation follow
+        batches = (
+            min(per_epoch, config.iterations - done) if config.iterations else per_epoch
+        )  # those of evaluation follow
         model.train()
         here = train_set.epoch(plan, config.batch_size, start=state.batch)
         for x, y in itertools.islice(here, max(0, batches - state.batch)):
@@ -266,7 +266,10 @@ def _train(
                       "images_per_s": speed})  # fmt: skip
 
     lock.check()
-    record = {"status": "diverged" if diverged else "done", "provenance": _provenance(config, images, device, engine, state)}
+    record = {
+        "status": "diverged" if diverged else "done",
+        "provenance": _provenance(config, images, device, engine, state),
+    }
     if diverged:
         record["diverged"] = {"epoch": state.epoch, "train_loss": str(state.rows[-1][0])}
     if parent:

@@ -69,7 +69,13 @@ def test_straight_lines_are_scipys(model):
     y = 5 - 0.2 * np.log(x) + 0.1 * rng.random(11)
     found, line = softness.fit(x, y, model), stats.linregress(*softness.straightened(x, y, model))
     assert found["n"] == 11
-    for name, expected in (("slope", line.slope), ("intercept", line.intercept), ("r", line.rvalue), ("p", line.pvalue), ("r2", line.rvalue**2)):
+    for name, expected in (
+        ("slope", line.slope),
+        ("intercept", line.intercept),
+        ("r", line.rvalue),
+        ("p", line.pvalue),
+        ("r2", line.rvalue**2),
+    ):
         assert found[name] == pytest.approx(expected, rel=1e-9), name
     a, b = softness.straightened(x, y, model)
     np.testing.assert_allclose(found["residuals"], b - line.intercept - line.slope * a, atol=1e-12)
@@ -79,7 +85,9 @@ def test_straight_lines_are_scipys(model):
 def test_what_has_no_logarithm_is_refused():
     with pytest.raises(ConfigError, match="a power model needs iterations above 0"):
         softness.fit([0, 1, 2], [1, 2, 3], "power")
-    with pytest.raises(ConfigError, match="a exponential model needs scores above 0|an exponential model needs scores above 0"):
+    with pytest.raises(
+        ConfigError, match="a exponential model needs scores above 0|an exponential model needs scores above 0"
+    ):
         softness.fit([1, 2, 3], [0, 1, 2], "exponential")
     with pytest.raises(ConfigError, match="unknown model 'cubic'"):
         softness.fit([1, 2, 3], [1, 2, 3], "cubic")
@@ -94,7 +102,11 @@ def test_the_model_that_made_the_scores_has_the_least_aic(true):
     assert table["aic"].idxmin() == true
     row = table.loc[true]
     assert row["a"] == pytest.approx(9, rel=0.05)
-    curve = {"linear": row["a"] + row["b"] * x, "exponential": row["a"] * np.exp(row["b"] * x), "power": row["a"] * x ** row["b"]}
+    curve = {
+        "linear": row["a"] + row["b"] * x,
+        "exponential": row["a"] * np.exp(row["b"] * x),
+        "power": row["a"] * x ** row["b"],
+    }
     assert row["rss"] == pytest.approx(((curve[true] - y) ** 2).sum(), rel=1e-6)
     assert table.loc[true, "delta"] == 0
 
