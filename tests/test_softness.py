@@ -6,7 +6,7 @@ import timm
 import torch
 from scipy import stats
 
-from rwclib import models, softness
+from rwclib import softness
 from rwclib.errors import ConfigError
 
 

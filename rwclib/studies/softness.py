@@ -151,13 +151,20 @@ def scores(found: archive.Tables, all_iterations: bool = False) -> pd.DataFrame:
 SOFT = 0.1  # an image below this score is called soft, and framed: about half of what noise scores
 
 
-def clustering(found: archive.Tables) -> pd.DataFrame:
-    """Moran's I of the filters (mean over filters and channels) of every session's layers: are strong weights neighbours?"""
-    return pd.DataFrame(
-        {"profile": run.profile, "seed": run.seed, "iterations": run.iterations, "layer": layer,
-         "morans_i": float(np.nanmean(softness.morans_i(kept[-1])))}
-        for run, _, filters in sessions(found) for layer, kept in filters.items()
-    )  # fmt: skip
+def clustering(found: archive.Tables, all_iterations: bool = False) -> pd.DataFrame:
+    """Moran's I of the filters (mean over filters and channels) of every session's layers: are strong weights neighbours?
+
+    Columns: profile, seed, iterations, iteration, layer, morans_i; at the end, or also at all recorded `iteration`s.
+    """
+    rows = []
+    for run, iterations, filters in sessions(found):
+        for place in range(len(iterations)) if all_iterations else [len(iterations) - 1]:
+            for layer, kept in filters.items():
+                rows.append({
+                    "profile": run.profile, "seed": run.seed, "iterations": run.iterations, "iteration": iterations[place],
+                    "layer": layer, "morans_i": float(np.nanmean(softness.morans_i(kept[place]))),
+                })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def fits(table: pd.DataFrame) -> pd.DataFrame:
