@@ -7,6 +7,7 @@ lengths; chosen here, as in the TensorFlow tutorials of its time: Adam with lear
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ WAYS = {  # of making images with a layer's filters
     "conv1": ("image",),
     "conv2": ("through", "image"),
 }
+SOFT = 0.1  # an image below this score is called soft, and framed: about half of what noise scores
 # Published: R^2 and p of the power model in layer 2.
 PUBLISHED = {"bird": (0.9220, 1.05e-5), "static": (0.8996, 2.90e-5)}
 
@@ -112,6 +114,77 @@ def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.nda
     return softness.responses(filters[layer], pooled)
 
 
+@dataclass(frozen=True)
+class Session:
+    """One session's settings and what it recorded last: filters by layer, (filters, channels, 5, 5)."""
+
+    iterations: int
+    seed: int
+    channels: int
+    filters: dict[str, np.ndarray]
+
+
+def best(found: archive.Tables) -> archive.Tables:
+    """The sessions of the most telling profile there is."""
+    names = [name for name in PROFILES if len(found.runs) and name in set(found.runs["profile"])]
+    return base.only(found, set(found.runs.loc[found.runs["profile"] == names[-1], "hash"])) if names else found
+
+
+def counts(found: archive.Tables) -> pd.DataFrame:
+    """Sessions by profile and iterations, beside the paper's: profile, iterations, sessions, paper."""
+    table = found.runs.groupby(["profile", "iterations"], sort=False).size().rename("sessions").reset_index()
+    return table.assign(paper=table["iterations"].map(DESIGN).fillna(0).astype(int))
+
+
+def caption(found: archive.Tables) -> str:
+    """Profile, images, sessions and data copy of the sessions that a figure shows."""
+    run, notes = found.runs.iloc[0], "; ".join(found.runs["data_note"].unique())
+    return (
+        f"profile {run['profile']}: {len(found.runs)} sessions, batches of {run['batch_size']} of {run['images']:,} images, "
+        f"{run['precision']}\ndata copy: {notes}"
+    )
+
+
+def examples(found: archive.Tables) -> tuple[Session, Session, Session]:
+    """A session of the figures' fewer iterations and two of the more: 2,000 and 30,000, or the nearest lengths there are.
+
+    The third is of another seed where there are two of its length.
+    """
+    lengths = found.runs["iterations"].unique()
+    near = {wanted: min(lengths, key=lambda length: abs(np.log(length / wanted))) for wanted in (2000, 30_000)}
+    kept: dict[int, list[Session]] = {}
+    for run, _, filters in sessions(found):
+        last = {layer: of[-1] for layer, of in filters.items()}
+        kept.setdefault(run.iterations, []).append(Session(run.iterations, run.seed, last["conv1"].shape[1], last))
+    return kept[near[2000]][0], kept[near[30_000]][0], kept[near[30_000]][-1]
+
+
+def accuracy(found: archive.Tables) -> pd.DataFrame:
+    """The longest session's accuracy every 10 iterations: iteration, test_top1 (percent)."""
+    longest = found.runs.sort_values(["iterations", "seed"]).iloc[-1]
+    table = found.extra["accuracy"]
+    return table.loc[table["hash"] == longest["hash"], ["iteration", "test_top1"]].reset_index(drop=True)
+
+
+def akaike(table: pd.DataFrame) -> pd.DataFrame:
+    """`rwclib.softness.aic` of every layer, way and image of `scores`."""
+    parts = [
+        softness.aic(of["iterations"], of["score"]).assign(layer=layer, way=way, image=image)
+        for (layer, way, image), of in table.groupby(["layer", "way", "image"], sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)[["layer", "way", "image", "model", "a", "b", "rss", "aic", "delta"]]
+
+
+def power_residuals(table: pd.DataFrame, image: str = "bird") -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Of layer 2, in both readings: title, log iterations and the residuals of log scores from the power model's line."""
+    found = []
+    for way in WAYS["conv2"]:
+        of = table[(table["layer"] == "conv2") & (table["way"] == way) & (table["image"] == image)]
+        line = softness.fit(of["iterations"], of["score"], "power")
+        found.append((f"layer 2, {way}", np.log(of["iterations"].to_numpy()), line["residuals"]))
+    return found
+
+
 def sessions(found: archive.Tables) -> Iterator[tuple[pd.Series, np.ndarray, dict[str, np.ndarray]]]:
     """Settings, recorded iterations (n,), and by layer the filters (n, filters, channels, 5, 5) of each session."""
     for run in found.runs.sort_values(["profile", "iterations", "seed"]).itertuples(index=False):
@@ -146,9 +219,6 @@ def scores(found: archive.Tables, all_iterations: bool = False) -> pd.DataFrame:
                             "score": each.sum(), "soft": int((each < SOFT).sum()), "filters": len(each),
                         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-SOFT = 0.1  # an image below this score is called soft, and framed: about half of what noise scores
 
 
 def clustering(found: archive.Tables, all_iterations: bool = False) -> pd.DataFrame:

@@ -135,6 +135,23 @@ def details(found: archive.Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def r_squared(found: archive.Tables) -> pd.DataFrame:
+    """R^2 of every layer, reading, model and image, with its interval: panel, model, image, r2, low, high, p, n."""
+    table, rows = softness.scores(found), []
+    for way in READINGS:
+        points, rng = _points(table, way), np.random.default_rng(0)
+        drawn = pd.DataFrame([_points(_drawn(table, rng), way) for _ in range(RESAMPLES)])
+        for layer in softness.LAYERS[way != "through" :]:
+            panel = f"{layer}, {way}" if layer == "conv2" else layer
+            for model in fitting.MODELS:
+                for image in softness.IMAGES:
+                    name = f"{layer} {model} {image}"
+                    low, high = drawn[f"R2, {name}"].quantile([0.025, 0.975])
+                    rows.append({"panel": panel, "model": model, "image": image, "r2": points[f"R2, {name}"], "low": low,
+                                 "high": high, "p": points[f"p, {name}"], "n": table["seed"].nunique()})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def _row(claim: Claim, definition: str, part: Level, result: dict, profile: str) -> dict:
     return {"claim": claim.id, "definition": definition, "comparison": claim.label(part), "unit": part.unit, **result,
             "profile": profile, "part": part}  # fmt: skip
