@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from rwclib import archive, data, softness
-from rwclib.config import RunConfig, check_profile
+from rwclib.config import PROFILES, RunConfig, check_profile
 from rwclib.errors import ConfigError
 from rwclib.studies import base
 

@@ -80,10 +80,12 @@ def _points(table: pd.DataFrame, way: str) -> dict[str, float]:
                 & (table["image"] == image)
                 & (table["way"].isin([way] if layer == "conv2" else ["image"]))
             ]
-            lines = {model: fitting.fit(of["iterations"], of["score"], model) for model in fitting.MODELS}
-            for model, line in lines.items():
-                found[f"R2, {layer} {model} {image}"], found[f"p, {layer} {model} {image}"] = line["r2"], line["p"]
-            r2 = {model: line["r2"] for model, line in lines.items()}
+            r2 = {}
+            for model in fitting.MODELS:  # as `softness.fit`, without statsmodels' tables: this is done a thousand times
+                x, y = fitting.straightened(of["iterations"], of["score"], model)
+                r2[model] = float(np.corrcoef(x, y)[0, 1] ** 2)
+                found[f"R2, {layer} {model} {image}"] = r2[model]
+                found[f"p, {layer} {model} {image}"] = fitting.p_of_r2(r2[model], len(of))
             found[f"power's R2 lead, {layer} {image}"] = r2.pop("power") - max(r2.values())
             lengths = of.groupby("iterations")["score"]
             within = np.sqrt((lengths.var() * (lengths.size() - 1)).sum() / (lengths.size() - 1).sum())
