@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rwclib import weights
 from rwclib.config import RunConfig
+from rwclib.recording import Recorder
 from rwclib.tracker import RWCTracker
 
 FILE = "checkpoint.safetensors"
@@ -31,6 +32,7 @@ class State:
         rows: one per finished epoch, `EPOCH_COLUMNS`.
         seconds: one per finished epoch; `spent`, on the next one so far.
         snapshots: what they were reduced to so far; their files are their own.
+        recorder: what a run of so many iterations has recorded so far.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class State:
     resumed: int = 0
     data_digest: str = ""
     snapshots: weights.Snapshots | None = None
+    recorder: Recorder | None = None
 
     def __post_init__(self) -> None:
         self.mark()
@@ -70,6 +73,8 @@ class State:
         found |= {"sums": self.sums, "rows": torch.tensor(self.rows, dtype=torch.float64)}
         if self.snapshots:
             found["snapshots"] = torch.stack(self.snapshots.sums)
+        if self.recorder:
+            found |= {f"recorded.{key}": value.cpu() for key, value in self.recorder.tensors().items()}
         return found
 
     def save(self, path: Path, config: RunConfig) -> None:
@@ -115,6 +120,8 @@ class State:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.sums.device)
         if self.snapshots:
             self.snapshots.resume(notes["snapshots"], tensors["snapshots"])
+        if self.recorder:
+            self.recorder.resume(part("recorded."))
         self.sums.copy_(tensors["sums"])
         self.rows = tensors["rows"].reshape(-1, len(EPOCH_COLUMNS)).tolist()
         self.epoch, self.batch, self.seconds, self.spent = (notes[k] for k in ("epoch", "batch", "seconds", "spent"))

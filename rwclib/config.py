@@ -77,6 +77,8 @@ class RunConfig:
             only says how the parent began.
         snapshot_every: epochs between two measurements of how far the weights have come, with penultimate features
             measured at the end; 0 for neither.
+        iterations: batches to train in place of `epochs`, which must be 1 then: the last epoch ends with them, and filters and
+            test accuracy are recorded on the way (`rwclib.recording`); 0 for epochs.
 
     Raises:
         ConfigError: a value out of its range.
@@ -105,6 +107,7 @@ class RunConfig:
     parent: str = _later("")
     perturbation: str = _later("none")
     snapshot_every: int = _later(0)
+    iterations: int = _later(0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -124,6 +127,7 @@ class RunConfig:
         smallest = {
             "width": 1, "epochs": 0, "seed": 0, "lr": 0, "momentum": 0, "weight_decay": 0, "batch_size": 1,
             "n_train": 1, "n_test": 1, "image_size": 8, "crop_padding": 0, "snapshot_every": 0,
+            "iterations": 0,
         }  # fmt: skip
         for name, low in smallest.items():
             value = getattr(self, name)
@@ -141,6 +145,9 @@ class RunConfig:
                 raise ConfigError(f"{name} must consist of letters, digits and _, not {getattr(self, name)!r}")
 
         self._check_start()
+
+        if self.iterations and self.epochs != 1:
+            raise ConfigError(f"a run of {self.iterations} iterations has no number of epochs; leave epochs at 1")
 
     def _check_start(self) -> None:
         """What the run starts from must be one thing: initial weights, or a parent's."""
@@ -185,7 +192,8 @@ class RunConfig:
     def name(self) -> str:
         """Name of the run directory: readable fields, then the hash."""
         size = f"-n{self.n_train}" if self.n_train else ""
-        return f"{self.model}-{self.dataset}-w{self.width}-e{self.epochs}{size}-s{self.seed}-{self.hash}"
+        length = f"i{self.iterations}" if self.iterations else f"e{self.epochs}"
+        return f"{self.model}-{self.dataset}-w{self.width}-{length}{size}-s{self.seed}-{self.hash}"
 
 
 def check_profile(profile: str) -> str:

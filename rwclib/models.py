@@ -336,3 +336,24 @@ def lenet5(num_classes: int, in_channels: int, width: int) -> nn.Module:
         nn.Linear(hidden2, num_classes),
     )  # fmt: skip
     return model
+
+
+@network(groups=lambda layer: "conv" if layer.startswith("conv") else "fc")
+def softness_cnn(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    """Study 4's network: 4 weight tensors, 312,166 parameters at width 64, three input channels and 10 classes.
+
+    Two 5x5 convolutions of 16 and 36 filters, each with ReLU and 2x2 max-pooling, then linear layers 2304-128-classes. The
+    paper gives the layers and the first one's 16 filters; the rest is as in the TensorFlow tutorial of its time that its
+    words fit (Pedersen, TensorFlow-Tutorials 02): weights from a normal distribution of 0.05 cut at two standard
+    deviations, biases 0.05. At another width every size is scaled by width / 64. Groups `conv` (2), `fc` (2).
+    """
+    c1, c2, hidden = (max(1, round(size * width / 64)) for size in (16, 36, 128))
+    model = nn.Sequential()
+    model.conv1, model.relu1, model.pool1 = nn.Conv2d(in_channels, c1, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)
+    model.conv2, model.relu2, model.pool2 = nn.Conv2d(c1, c2, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)
+    model.flatten = nn.Flatten()
+    model.fc1, model.relu3, model.fc2 = nn.Linear(64 * c2, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+    for module in (model.conv1, model.conv2, model.fc1, model.fc2):
+        nn.init.trunc_normal_(module.weight, std=0.05, a=-0.1, b=0.1)
+        nn.init.constant_(module.bias, 0.05)
+    return model

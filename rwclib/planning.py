@@ -16,6 +16,7 @@ from rwclib import archive, checkpoint, data, models, training
 from rwclib.config import PRIORITIES, RunConfig
 from rwclib.errors import ArchiveError, ConfigError
 from rwclib.parents import generations
+from rwclib.recording import EVERY, IMAGES
 from rwclib.sweep import default_jobs
 
 _BACKWARD = 2  # costs twice what the forward pass does
@@ -33,12 +34,19 @@ def forward_flops(model: str, dataset: str, width: int, image_size: int) -> int:
     return counter.get_total_flops()
 
 
+def epochs(config: RunConfig) -> int:
+    """Epochs of a run; of one of so many iterations those begun, of the official set's size where it uses all images."""
+    per_epoch = -(-(config.n_train or data.get(config.dataset).n_train) // config.batch_size)
+    return -(-config.iterations // per_epoch) if config.iterations else config.epochs
+
+
 def work(config: RunConfig) -> float:
     """Floating-point operations of a run, training and evaluation; of the official sets' sizes where it uses all images."""
     known = data.get(config.dataset)
     n_train, n_test = config.n_train or known.n_train, config.n_test or known.n_test
-    images = (1 + _BACKWARD) * n_train + n_test
-    return float(forward_flops(config.model, config.dataset, config.width, config.image_size)) * images * config.epochs
+    trained = config.batch_size * config.iterations or n_train * config.epochs
+    images = (1 + _BACKWARD) * trained + n_test * epochs(config) + config.iterations // EVERY * IMAGES
+    return float(forward_flops(config.model, config.dataset, config.width, config.image_size)) * images
 
 
 def order(configs: Iterable[RunConfig], priority: str = "seeds") -> list[RunConfig]:
@@ -83,7 +91,7 @@ def seconds_left(configs: Iterable[RunConfig], results: str | Path, device: str)
         if expected is None:
             return None
         done = checkpoint.epochs_done(archive.cache_dir(Path(results), config) / checkpoint.FILE)
-        found.append(expected * (1 - done / max(1, config.epochs)))
+        found.append(expected * (1 - done / max(1, epochs(config))))
     return found
 
 

@@ -38,6 +38,7 @@ class SweepProgress:
     def __call__(self, name: str, values: dict) -> None:
         if values:
             self._done[name], self._latest[name] = values["epoch"], values
+            self._epochs[name] = values["epochs"]  # of a run of so many iterations known only now
             if not self._console.is_terminal:
                 self._console.print(progress_line(name, values), soft_wrap=True)
         else:
@@ -47,7 +48,7 @@ class SweepProgress:
         speed = sum(v["images_per_s"] for v in self._latest.values())
         losses = " ".join(f"{v['train_loss']:.3f}" for v in self._latest.values())
         self._progress.update(
-            self._task, completed=sum(self._done.values()), runs=f"{len(self._ended)}/{len(self._epochs)} runs",
+            self._task, total=sum(self._epochs.values()), completed=sum(self._done.values()), runs=f"{len(self._ended)}/{len(self._epochs)} runs",
             now=f"{speed:,.0f} images/s, loss {losses}" if losses else "",
         )  # fmt: skip
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
+import itertools
 import math
 import os
 import platform
@@ -23,17 +23,18 @@ from safetensors import SafetensorError
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from rwclib import archive, data, features, models, perturbation, weights
+from rwclib import archive, data, models, perturbation, weights
 from rwclib.checkpoint import EPOCH_COLUMNS, FILE, TEST_BATCH, State
 from rwclib.config import RunConfig
 from rwclib.errors import ArchiveError, ConfigError, DivergedError, OutOfTimeError
 from rwclib.locks import Lock
+from rwclib.measurement import measured
 from rwclib.metrics import METRICS
+from rwclib.recording import IMAGES, Recorder
 from rwclib.steps import Steps, check_engine
 from rwclib.tracker import RWCTracker
 
 CHECKPOINT_SECONDS = 20.0
-FEATURE_IMAGES = 512  # whose penultimate features a run with snapshots stores
 # Initial weights and dropout come from torch's global generator, seeded here: runs in threads of one process take turns.
 _ONE_RUN_AT_A_TIME = threading.Lock()
 Progress = Callable[[dict], None]
@@ -190,6 +191,11 @@ def _train(
     )  # fmt: skip
     if config.snapshot_every:
         state.snapshots = weights.Snapshots(archive.cache_dir(results, config), parent)
+    kind = {"image_size": config.image_size, "normalize": config.normalize, "device": device}
+    train_set = data.Batches(images.x_train, images.y_train, crop_padding=config.crop_padding, **kind)
+    test_set = data.Batches(images.x_test, images.y_test, **kind)
+    if config.iterations:
+        state.recorder = Recorder(model, *next(test_set.in_order(IMAGES)), config.iterations)
     archive.remove_parts(results, config)
     checkpoint = archive.cache_dir(results, config) / FILE
     if checkpoint.exists():
@@ -204,13 +210,11 @@ def _train(
 
     if state.snapshots and not state.snapshots.epochs:
         state.snapshots.take(model, 0)
-    kind = {"image_size": config.image_size, "normalize": config.normalize, "device": device}
-    train_set = data.Batches(images.x_train, images.y_train, crop_padding=config.crop_padding, **kind)
-    test_set = data.Batches(images.x_test, images.y_test, **kind)
     steps = Steps(
         model, state.optimizer, state.sums, batch_size=config.batch_size, precision=config.precision, engine=engine
     )
-    batches = -(-len(train_set) // config.batch_size)  # of training; those of evaluation are counted on from there
+    per_epoch = -(-len(train_set) // config.batch_size)
+    epochs = -(-config.iterations // per_epoch) if config.iterations else config.epochs
     saved, began = time.monotonic(), time.perf_counter()
 
     def between_batches() -> None:
@@ -224,39 +228,48 @@ def _train(
             state.save(checkpoint, config)
             saved = time.monotonic()
         if late:
-            raise OutOfTimeError(
-                f"{config.name} stopped in epoch {state.epoch + 1} of {config.epochs}; call again to go on"
-            )
+            raise OutOfTimeError(f"{config.name} stopped in epoch {state.epoch + 1} of {epochs}; call again to go on")
 
     diverged = False
-    while state.epoch < config.epochs and not diverged:
+    while state.epoch < epochs and not diverged:
         began = time.perf_counter()
         state.mark()
         plan = train_set.plan(state.augmentation, state.order, flip=config.flip, shuffle=config.shuffle)
+        done = state.epoch * per_epoch
+        batches = (
+            min(per_epoch, config.iterations - done) if config.iterations else per_epoch
+        )  # those of evaluation follow
         model.train()
-        for x, y in train_set.epoch(plan, config.batch_size, start=state.batch):
+        here = train_set.epoch(plan, config.batch_size, start=state.batch)
+        for x, y in itertools.islice(here, max(0, batches - state.batch)):
             steps.train(x, y)
+            if state.recorder:
+                state.recorder.after(done + state.batch + 1)
             between_batches()
         model.eval()
         for x, y in test_set.in_order(TEST_BATCH, start=state.batch - batches):
             steps.evaluate(x, y)
             between_batches()
-        row = _means(state.sums, len(train_set), len(test_set))
+        trained = min(len(train_set), batches * config.batch_size)
+        row = _means(state.sums, trained, len(test_set))
         state.tracker.step()
         state.rows.append(row)
         state.seconds.append(state.spent + time.perf_counter() - began)
         state.epoch, state.batch, state.spent = state.epoch + 1, 0, 0.0
         state.sums.zero_()
         diverged = not (math.isfinite(row[0]) and state.tracker.history()[-1][:, -1].isfinite().all())
-        if state.snapshots and (state.epoch % config.snapshot_every == 0 or state.epoch == config.epochs):
+        if state.snapshots and (state.epoch % config.snapshot_every == 0 or state.epoch == epochs):
             state.snapshots.take(model, state.epoch)
         if progress and not diverged:
-            speed = len(train_set) / state.seconds[-1]
-            progress({"epoch": state.epoch, "epochs": config.epochs, "train_loss": row[0], "test_top1": row[4],
+            speed = trained / state.seconds[-1]
+            progress({"epoch": state.epoch, "epochs": epochs, "train_loss": row[0], "test_top1": row[4],
                       "images_per_s": speed})  # fmt: skip
 
     lock.check()
-    record = {"status": "diverged" if diverged else "done", "provenance": _provenance(images, device, engine, state)}
+    record = {
+        "status": "diverged" if diverged else "done",
+        "provenance": _provenance(config, images, device, engine, state),
+    }
     if diverged:
         record["diverged"] = {"epoch": state.epoch, "train_loss": str(state.rows[-1][0])}
     if parent:
@@ -265,7 +278,7 @@ def _train(
         record["weights_sha256"] = weights.keep(results, config, model)
     place = archive.run_dir(results, config)
     if not archive.is_finished(results, config):
-        extra = {} if diverged else _measured(config, state, test_set, parent)
+        extra = {} if diverged else measured(config, state, test_set, parent)
         archive.write(results, config, record, _layers(config, state), _epochs(state), extra)
     shutil.rmtree(checkpoint.parent, ignore_errors=True)
     if diverged:
@@ -293,47 +306,6 @@ def _begin(config: RunConfig, known: data.Dataset, parent: weights.Final | None)
     except ConfigError as error:
         raise ConfigError(f"the parent run {config.parent} does not fit {config.name}: {error}") from error
     return model
-
-
-def _measured(
-    config: RunConfig, state: State, test_set: data.Batches, before: weights.Final | None
-) -> dict[str, pd.DataFrame | np.ndarray]:
-    """What a run with `snapshot_every` measures besides: `snapshots`, `features` at its start and end, `penultimate`.
-
-    `features` has, for the start and the end: test top-1 (percent), features that vary over the test images and all of
-    them, mean off-diagonal correlation; and of a perturbed run `features.summary` with the parent's. `penultimate` are the
-    features of the first test images themselves, float16, of runs that are not perturbed. All in float32, also of runs that
-    train with autocast.
-    """
-    if not state.snapshots:
-        return {}
-    state.optimizer.zero_grad(set_to_none=True)
-    state.optimizer.state.clear()  # training is over: its memory is for the parent's network
-    model = state.model.eval()
-    parent, rows, kept = model, [], []
-    if config.perturbation != "none":
-        parent = copy.deepcopy(model)
-        before.load_into(parent)
-    for when in ("end", "start"):
-        if when == "start":
-            state.snapshots.start().load_into(model)
-        own, cross, hits = features.Moments(), features.Moments(), 0
-        for (found, of_parent), labels in features.stream([model, parent], test_set.in_order(TEST_BATCH)):
-            own.add(found, found)
-            if parent is not model:
-                cross.add(found, of_parent)
-            elif when == "end" and sum(map(len, kept)) < FEATURE_IMAGES:
-                kept.append(found.half().cpu().numpy())
-            hits += int((features.last_linear(model)(found).argmax(1) == labels).sum())
-        matrix = own.correlation()
-        rows.append({
-            "when": when, "test_top1": 100 * hits / len(test_set), "features": len(matrix),
-            "varying": int(np.isfinite(np.diagonal(matrix)).sum()), "correlation": features.mean_off_diagonal(matrix),
-            **(features.summary(cross) if parent is not model else dict.fromkeys(features.SUMMARY, np.nan)),
-        })  # fmt: skip
-    names = [name for name, _ in model.named_parameters()]
-    found = {"snapshots": state.snapshots.table(names), "features": pd.DataFrame(rows[::-1])}
-    return found | ({"penultimate": np.concatenate(kept)[:FEATURE_IMAGES]} if kept else {})
 
 
 def _optimizer(config: RunConfig, model: nn.Module, engine: str) -> torch.optim.Optimizer:
@@ -369,10 +341,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _provenance(images: data.ImageSet, device: torch.device, engine: str, state: State) -> dict:
+def _provenance(config: RunConfig, images: data.ImageSet, device: torch.device, engine: str, state: State) -> dict:
     from rwclib import __version__
 
     total = sum(state.seconds)
+    trained = config.batch_size * config.iterations or len(images.y_train) * len(state.seconds)
     return {
         "rwclib": __version__,
         "torch": torch.__version__,
@@ -391,6 +364,6 @@ def _provenance(images: data.ImageSet, device: torch.device, engine: str, state:
         "finished": _now(),
         "resumed": state.resumed,
         "train_and_test_seconds": round(total, 3),
-        "images_per_s": round(len(images.y_train) * len(state.seconds) / total, 1) if total else None,
+        "images_per_s": round(trained / total, 1) if total else None,
         "epoch_seconds": [round(s, 3) for s in state.seconds],
     }

@@ -21,8 +21,8 @@ PINS = dict(
 )
 # DESIGN: imports point down this list, never up
 ORDER = [
-    "errors", "sharding", "metrics", "models", "data", "config", "tracker", "clustering", "perturbation", "features", "plotting",
-    "plotting_runs", "locks", "archive", "weights", "parents", "comparisons", "claims", "scorecards", "checkpoint", "steps", "training", "progress", "sweep", "planning", "executors", "studies", "notebooks", "cli_stores", "cli",
+    "errors", "sharding", "metrics", "models", "data", "config", "tracker", "clustering", "perturbation", "features", "softness", "recording", "plotting",
+    "plotting_runs", "plotting_filters", "locks", "archive", "weights", "parents", "comparisons", "claims", "scorecards", "checkpoint", "steps", "measurement", "training", "progress", "sweep", "planning", "executors", "studies", "notebooks", "cli_stores", "cli",
 ]  # fmt: skip
 
 

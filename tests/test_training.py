@@ -280,7 +280,7 @@ def test_a_run_in_cuda_graphs_goes_on_after_every_batch(config, tmp_path, optimi
     [
         (
             {"model": "resnet19"},
-            "unknown model 'resnet19'; known: alexnet, efficientnet_b4, lenet5, resnet18, resnet34, resnet50, vgg19, vgg19_bn",
+            f"unknown model 'resnet19'; known: {', '.join(sorted(models.MODELS))}",
         ),
         ({"dataset": "imagenet"}, "unknown data set 'imagenet'; known: mnist"),
         ({"n_train": 6001}, "n_train is 6001, but fashion_mnist_sample has 6000 train images"),

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from rwclib.errors import ConfigError
 
-STUDIES = ("layerwise", "weightscale", "dynamics")
+STUDIES = ("layerwise", "weightscale", "dynamics", "softness")
 
 
 def get(name: str, part: str = "") -> ModuleType:

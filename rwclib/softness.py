@@ -1,0 +1,165 @@
+"""Filters of convolutions, their responses to an image, and how soft these are (study 4).
+
+The score is that of Fountain and Rasmus, Journal of Emerging Investigators 2019: an image is scaled to [0, 1], the standard
+deviation is taken in every 3x3 window, and their mean is the image's score: the lower, the softer. What the paper leaves
+open is decided so: only whole windows count (an image of (H, W) has (H - 2)(W - 2)), the standard deviation is that of the
+nine pixels themselves (ddof 0), and an image of one value is scaled to 0 and scores 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rwclib.errors import ConfigError
+
+MODELS = ("linear", "exponential", "power")
+
+
+def filter_grid(model: nn.Module, layer: str) -> np.ndarray:
+    """A convolution's filters as (filters, channels, height, width) float32, from any model.
+
+    Args:
+        model: any `nn.Module`.
+        layer: name of the convolution, as `model.named_modules()` has it.
+
+    Raises:
+        ConfigError: there is no such layer, or it is no 2-D convolution.
+    """
+    found = dict(model.named_modules()).get(layer)
+    if not isinstance(found, nn.Conv2d):
+        known = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+        raise ConfigError(
+            f"{layer!r} is no 2-D convolution of {type(model).__name__}; known: {', '.join(known) or 'none'}"
+        )
+    return found.weight.detach().float().cpu().numpy().copy()
+
+
+def responses(filters: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """What each filter makes of an image, zeros around it: (filters, height, width) float32.
+
+    Args:
+        filters: (filters, channels, k, k), k odd.
+        image: (channels, height, width).
+    """
+    x = torch.as_tensor(np.ascontiguousarray(image), dtype=torch.float32)[None]
+    return functional.conv2d(x, torch.as_tensor(filters, dtype=torch.float32), padding="same")[0].numpy()
+
+
+def scaled(images: np.ndarray) -> np.ndarray:
+    """Each (..., height, width) image scaled linearly to [0, 1]; one of a single value to 0."""
+    images = np.asarray(images, np.float64)
+    low, high = (edge((-2, -1), keepdims=True) for edge in (images.min, images.max))
+    return (images - low) / np.where(high > low, high - low, 1)
+
+
+def softness_scores(images: np.ndarray) -> np.ndarray:
+    """The score of every (..., height, width) image, (...) float64; at least 3x3 pixels each."""
+    images = scaled(images)
+    if min(images.shape[-2:]) < 3:
+        raise ValueError(f"images must have at least 3x3 pixels, not {images.shape[-2]}x{images.shape[-1]}")
+    flat = images.reshape(-1, *images.shape[-2:])
+    windows = np.lib.stride_tricks.sliding_window_view(flat, (3, 3), axis=(-2, -1))
+    return np.array([window.std((-2, -1)).mean() for window in windows]).reshape(images.shape[:-2])
+
+
+def softness_score(image: np.ndarray) -> float:
+    """The score of one (height, width) image: 0 for a constant one, the lower the softer."""
+    return float(softness_scores(image))
+
+
+def morans_i(images: np.ndarray) -> np.ndarray:
+    """Moran's I of every (..., height, width) image, its four neighbours weighing alike: 1 for clusters, about 0 for noise.
+
+    NaN for an image of one value.
+    """
+    from scipy.ndimage import convolve
+
+    images = np.asarray(images, np.float64)
+    flat = images.reshape(-1, *images.shape[-2:])
+    cross = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], float)
+    pairs = convolve(np.ones(flat.shape[1:]), cross, mode="constant").sum()
+    found = []
+    for image in flat - flat.mean((-2, -1), keepdims=True):
+        squares = np.square(image).sum()
+        products = (image * convolve(image, cross, mode="constant")).sum()
+        found.append(image.size / pairs * products / squares if squares > 1e-24 else np.nan)
+    return np.array(found).reshape(images.shape[:-2])
+
+
+def straightened(iterations: Sequence[float], scores: Sequence[float], model: str) -> tuple[np.ndarray, np.ndarray]:
+    """x and y as `model` makes a line of them: as they are, (x, log y), or (log x, log y); iteration 1 has log 0.
+
+    Raises:
+        ConfigError: an unknown model, or a logarithm of what is not positive.
+    """
+    if model not in MODELS:
+        raise ConfigError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
+    x, y = (np.asarray(values, np.float64) for values in (iterations, scores))
+    for values, name in (
+        (x, "iterations") if model == "power" else (None, ""),
+        (y, "scores") if model != "linear" else (None, ""),
+    ):
+        if values is not None and (values <= 0).any():
+            raise ConfigError(f"a {model} model needs {name} above 0; leave the others out")
+    return np.log(x) if model == "power" else x, y if model == "linear" else np.log(y)
+
+
+def fit(iterations: Sequence[float], scores: Sequence[float], model: str) -> dict[str, float | np.ndarray]:
+    """The straight line of least squares through the straightened points, by statsmodels.
+
+    Returns:
+        n, slope, intercept, r, r2, p (two-sided, of the slope), and residuals (n,), all on the straightened scale.
+    """
+    import statsmodels.api as sm
+
+    x, y = straightened(iterations, scores, model)
+    line = sm.OLS(y, sm.add_constant(x, has_constant="add")).fit()
+    intercept, slope = line.params
+    return {
+        "n": len(x), "slope": slope, "intercept": intercept, "r": float(np.sign(slope) * np.sqrt(max(0.0, line.rsquared))),
+        "r2": line.rsquared, "p": line.pvalues[1], "residuals": line.resid,
+    }  # fmt: skip
+
+
+def aic(iterations: Sequence[float], scores: Sequence[float]) -> pd.DataFrame:
+    """Akaike's criterion of the three models, each fitted by least squares to the scores themselves, not to their logarithms.
+
+    Only so are they comparable: R^2 of a logarithm says nothing of the original scale.
+
+    Returns:
+        One row per model: model, a, b (y = a + b x, a exp(b x), a x^b), rss, aic (n log(rss / n) + 6: two parameters and a
+        variance), delta (over the least).
+    """
+    from scipy.optimize import least_squares
+
+    x, y = (np.asarray(values, np.float64) for values in (iterations, scores))
+    unit = x.max()
+    curves = {
+        "linear": lambda p: p[0] + p[1] * x / unit,
+        "exponential": lambda p: p[0] * np.exp(p[1] * x / unit),
+        "power": lambda p: p[0] * x ** p[1],
+    }
+    rows = []
+    for model, curve in curves.items():
+        line = fit(x, y, model)
+        start = [line["intercept"] if model == "linear" else np.exp(line["intercept"]),
+                 line["slope"] * (1 if model == "power" else unit)]  # fmt: skip
+        best = least_squares(lambda p, curve=curve: curve(p) - y, start, x_scale="jac")
+        a, b = best.x[0], best.x[1] / (1 if model == "power" else unit)
+        rss = float(np.square(best.fun).sum())
+        rows.append({"model": model, "a": a, "b": b, "rss": rss, "aic": len(x) * np.log(rss / len(x)) + 6})
+    table = pd.DataFrame(rows)
+    return table.assign(delta=table["aic"] - table["aic"].min())
+
+
+def p_of_r2(r2: float, n: int) -> float:
+    """Two-sided p of a slope that has this R^2 over n points: of Student's t with n - 2 degrees of freedom."""
+    from scipy.stats import t
+
+    return float(2 * t.sf(np.sqrt(r2 * (n - 2) / (1 - r2)), n - 2))

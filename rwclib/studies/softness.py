@@ -1,0 +1,248 @@
+"""Study 4, softness of filters (Journal of Emerging Investigators, 2019): its sessions, and the tables behind its figures.
+
+A session is one training from scratch for so many iterations, with a seed of its own. The paper gives the batch of 50 and the
+lengths; chosen here, as in the TensorFlow tutorials of its time: Adam with learning rate 1e-4, pixels in [0, 1] as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rwclib import archive, data, softness
+from rwclib.config import PROFILES, RunConfig, check_profile
+from rwclib.errors import ConfigError
+from rwclib.studies import base
+
+STUDY = "softness"
+MODELS = {"softness_cnn": "two convolutions, two linear layers"}
+DATASETS = ("cifar10",)
+DESIGN = {1: 3, 2000: 3, 10_000: 2, 30_000: 2, 50_000: 1}  # the paper's: iterations, sessions
+
+# Sessions by iterations, and images. `reduced` is the paper's own design.
+SIZES = {
+    "smoke": {"sessions": {1: 1, 20: 1, 60: 1}, "n_train": 500, "n_test": 256},
+    "quick": {"sessions": dict.fromkeys((1, 100, 400, 1000, 2000), 3), "n_train": None, "n_test": 1000},
+    "reduced": {"sessions": DESIGN, "n_train": None, "n_test": 1000},
+    "paper": {"sessions": dict.fromkeys(DESIGN, 10), "n_train": None, "n_test": None},
+}
+
+LAYERS = ("conv1", "conv2")
+IMAGES = ("bird", "static")
+WAYS = {  # of making images with a layer's filters
+    "conv1": ("image",),
+    "conv2": ("through", "image"),
+}
+SOFT = 0.1  # an image below this score is called soft, and framed: about half of what noise scores
+# Published: R^2 and p of the power model in layer 2.
+PUBLISHED = {"bird": (0.9220, 1.05e-5), "static": (0.8996, 2.90e-5)}
+
+
+def run_config(profile: str, iterations: int, seed: int, dataset: str = "cifar10") -> RunConfig:
+    """One session; `ConfigError` for an unknown profile or data set."""
+    size = {key: value for key, value in SIZES[check_profile(profile)].items() if key != "sessions"}
+    data.get(dataset)
+    return RunConfig(
+        study=STUDY, model="softness_cnn", dataset=dataset, iterations=iterations, seed=seed, optimizer="adam", lr=1e-4,
+        momentum=0.0, weight_decay=0.0, batch_size=50, **size,
+    )  # fmt: skip
+
+
+def runs(
+    profile: str,
+    *,
+    models: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[RunConfig]:
+    """The sessions at a profile, each with a seed of its own, counted through; of these, only `seeds` where given."""
+    for model in models or ():
+        if model not in MODELS:
+            raise ConfigError(f"unknown model {model!r} in study {STUDY}; known: {', '.join(MODELS)}")
+    lengths = [length for length, count in SIZES[check_profile(profile)]["sessions"].items() for _ in range(count)]
+    return [
+        run_config(profile, length, seed, dataset)
+        for dataset in (datasets or DATASETS)
+        for seed, length in enumerate(lengths)
+        if not seeds or seed in seeds
+    ]
+
+
+def tables(results: str | Path | None = None, profile: str = "best", **which: object) -> archive.Tables:
+    """Finished sessions, as `base.load`."""
+    return base.load(runs, results, profile, **which)
+
+
+def prepare(profile: str, models: list[str], **rest: object) -> tuple[archive.Tables, list[str]]:
+    """What a notebook draws, as `base.prepare`."""
+    return base.prepare(runs, profile, models, **rest)
+
+
+def choose_bird(images: data.ImageSet) -> np.ndarray:
+    """The softest bird of CIFAR-10's test set, by the score of its grey mean: (32, 32, 3) uint8. The paper's is "simple"."""
+    birds = images.x_test[images.y_test == 2]
+    return birds[softness.softness_scores(birds.mean(-1)).argmin()]
+
+
+def picture(name: str, channels: int = 3) -> np.ndarray:
+    """`bird`, as `choose_bird` chose it, or `static`, random black and white (seed 0): (channels, 32, 32) float32 in [0, 1]."""
+    if name == "static":
+        found = np.random.default_rng(0).integers(0, 2, (32, 32)).astype(np.float32)[None].repeat(3, 0)
+    else:
+        found = np.load(Path(__file__).with_name("softness_bird.npy")).transpose(2, 0, 1).astype(np.float32) / 255
+    return found if channels == 3 else found.mean(0, keepdims=True)
+
+
+def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.ndarray) -> np.ndarray:
+    """What a layer's filters make of an image: (filters, height, width).
+
+    The paper does not say what the second layer is applied to. `image`: each filter's mean over its channels, to the image's
+    mean over colours, as to any picture. `through`: to what the first layer makes of the image, ReLU and pooling included, as
+    in the network (without its biases, which the paper does not save).
+    """
+    if way == "image" and layer == "conv1":
+        return softness.responses(filters["conv1"], image)
+    if way == "image":
+        return softness.responses(filters[layer].mean(1, keepdims=True), image.mean(0, keepdims=True))
+    first = np.maximum(softness.responses(filters["conv1"], image), 0)
+    count, height, width = first.shape
+    pooled = first.reshape(count, height // 2, 2, width // 2, 2).max((2, 4))
+    return softness.responses(filters[layer], pooled)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session's settings and what it recorded last: filters by layer, (filters, channels, 5, 5)."""
+
+    iterations: int
+    seed: int
+    channels: int
+    filters: dict[str, np.ndarray]
+
+
+def best(found: archive.Tables) -> archive.Tables:
+    """The sessions of the most telling profile there is."""
+    names = [name for name in PROFILES if len(found.runs) and name in set(found.runs["profile"])]
+    return base.only(found, set(found.runs.loc[found.runs["profile"] == names[-1], "hash"])) if names else found
+
+
+def counts(found: archive.Tables) -> pd.DataFrame:
+    """Sessions by profile and iterations, beside the paper's: profile, iterations, sessions, paper."""
+    table = found.runs.groupby(["profile", "iterations"], sort=False).size().rename("sessions").reset_index()
+    return table.assign(paper=table["iterations"].map(DESIGN).fillna(0).astype(int))
+
+
+def caption(found: archive.Tables) -> str:
+    """Profile, images, sessions and data copy of the sessions that a figure shows."""
+    run, notes = found.runs.iloc[0], "; ".join(found.runs["data_note"].unique())
+    return (
+        f"profile {run['profile']}: {len(found.runs)} sessions, batches of {run['batch_size']} of {run['images']:,} images, "
+        f"{run['precision']}\ndata copy: {notes}"
+    )
+
+
+def examples(found: archive.Tables) -> tuple[Session, Session, Session]:
+    """A session of the figures' fewer iterations and two of the more: 2,000 and 30,000, or the nearest lengths there are.
+
+    The third is of another seed where there are two of its length.
+    """
+    lengths = found.runs["iterations"].unique()
+    near = {wanted: min(lengths, key=lambda length: abs(np.log(length / wanted))) for wanted in (2000, 30_000)}
+    kept: dict[int, list[Session]] = {}
+    for run, _, filters in sessions(found):
+        last = {layer: of[-1] for layer, of in filters.items()}
+        kept.setdefault(run.iterations, []).append(Session(run.iterations, run.seed, last["conv1"].shape[1], last))
+    return kept[near[2000]][0], kept[near[30_000]][0], kept[near[30_000]][-1]
+
+
+def accuracy(found: archive.Tables) -> pd.DataFrame:
+    """The longest session's accuracy every 10 iterations: iteration, test_top1 (percent)."""
+    longest = found.runs.sort_values(["iterations", "seed"]).iloc[-1]
+    table = found.extra["accuracy"]
+    return table.loc[table["hash"] == longest["hash"], ["iteration", "test_top1"]].reset_index(drop=True)
+
+
+def akaike(table: pd.DataFrame) -> pd.DataFrame:
+    """`rwclib.softness.aic` of every layer, way and image of `scores`."""
+    parts = [
+        softness.aic(of["iterations"], of["score"]).assign(layer=layer, way=way, image=image)
+        for (layer, way, image), of in table.groupby(["layer", "way", "image"], sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)[["layer", "way", "image", "model", "a", "b", "rss", "aic", "delta"]]
+
+
+def power_residuals(table: pd.DataFrame, image: str = "bird") -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Of layer 2, in both readings: title, log iterations and the residuals of log scores from the power model's line."""
+    found = []
+    for way in WAYS["conv2"]:
+        of = table[(table["layer"] == "conv2") & (table["way"] == way) & (table["image"] == image)]
+        line = softness.fit(of["iterations"], of["score"], "power")
+        found.append((f"layer 2, {way}", np.log(of["iterations"].to_numpy()), line["residuals"]))
+    return found
+
+
+def sessions(found: archive.Tables) -> Iterator[tuple[pd.Series, np.ndarray, dict[str, np.ndarray]]]:
+    """Settings, recorded iterations (n,), and by layer the filters (n, filters, channels, 5, 5) of each session."""
+    for run in found.runs.sort_values(["profile", "iterations", "seed"]).itertuples(index=False):
+        arrays = {layer: found.arrays[run.hash, f"filters_{layer}"] for layer in LAYERS}
+        yield run, found.arrays[run.hash, "filters_iterations"], arrays
+
+
+def scores(found: archive.Tables, all_iterations: bool = False) -> pd.DataFrame:
+    """Softness of every session, layer, way and image: the sum of the scores of the layer's filtered images.
+
+    Args:
+        found: as `tables` gives them.
+        all_iterations: also those recorded on the way to the last.
+
+    Returns:
+        profile, seed, iterations (of the session), iteration (at which), layer, way, image, score, soft (number of filters
+        that score below `SOFT`).
+    """
+    rows = []
+    for run, iterations, filters in sessions(found):
+        channels = filters["conv1"].shape[2]
+        pictures = {name: picture(name, channels) for name in IMAGES}
+        for place in range(len(iterations)) if all_iterations else [len(iterations) - 1]:
+            at = {layer: kept[place] for layer, kept in filters.items()}
+            for layer in LAYERS:
+                for way in WAYS[layer]:
+                    for name, image in pictures.items():
+                        each = softness.softness_scores(filtered(at, layer, way, image))
+                        rows.append({
+                            "profile": run.profile, "seed": run.seed, "iterations": run.iterations,
+                            "iteration": iterations[place], "layer": layer, "way": way, "image": name,
+                            "score": each.sum(), "soft": int((each < SOFT).sum()), "filters": len(each),
+                        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def clustering(found: archive.Tables, all_iterations: bool = False) -> pd.DataFrame:
+    """Moran's I of the filters (mean over filters and channels) of every session's layers: are strong weights neighbours?
+
+    Columns: profile, seed, iterations, iteration, layer, morans_i; at the end, or also at all recorded `iteration`s.
+    """
+    rows = []
+    for run, iterations, filters in sessions(found):
+        for place in range(len(iterations)) if all_iterations else [len(iterations) - 1]:
+            for layer, kept in filters.items():
+                rows.append({
+                    "profile": run.profile, "seed": run.seed, "iterations": run.iterations, "iteration": iterations[place],
+                    "layer": layer, "morans_i": float(np.nanmean(softness.morans_i(kept[place]))),
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def fits(table: pd.DataFrame) -> pd.DataFrame:
+    """The three straight lines of every layer, way and image over one profile's `scores`: n, R, R^2, slope, p."""
+    rows = []
+    for (layer, way, image), of in table.groupby(["layer", "way", "image"], sort=False):
+        for model in softness.MODELS:
+            line = softness.fit(of["iterations"], of["score"], model)
+            rows.append({"layer": layer, "way": way, "image": image, "model": model,
+                         **{key: line[key] for key in ("n", "r", "r2", "slope", "p")}})  # fmt: skip
+    return pd.DataFrame(rows)
