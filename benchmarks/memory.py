@@ -27,7 +27,7 @@ def config(optimizer: str, quick: bool, batch: int = 128) -> object:
     from rwclib import RunConfig
 
     return RunConfig(
-        model="vgg19", dataset="fashion_mnist_sample", width=8 if quick else 64, epochs=1,
+        model="vgg19", dataset="fashion_mnist_sample", width=16 if quick else 64, epochs=1,
         n_train=64 if quick else 128, n_test=32 if quick else 500, batch_size=32 if quick else batch, lr=1e-3, optimizer=optimizer, init="kaiming_normal",
         snapshot_every=1,
     )  # fmt: skip

@@ -116,6 +116,32 @@ def fit_bars(table: pd.DataFrame, *, title: str, caption: str, published: Mappin
     return figure
 
 
+def score_curves(table: pd.DataFrame, *, title: str, caption: str) -> Figure:
+    """Score against the iteration (logarithmic), a thin line per session and a dot at its end; a panel per layer, row per image.
+
+    Args:
+        table: columns seed, iterations (of the session), iteration, panel, image, score.
+    """
+    panels, images = (list(dict.fromkeys(table[name])) for name in ("panel", "image"))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * len(panels) + 0.6, 2.1 * len(images) + 0.8), layout="constrained")
+        grid = figure.subplots(len(images), len(panels), sharex=True, squeeze=False)
+        for i, image in enumerate(images):
+            for j, panel in enumerate(panels):
+                axes, of = grid[i, j], table[(table["panel"] == panel) & (table["image"] == image)]
+                for _, session in of.groupby("seed"):
+                    axes.plot(session["iteration"], session["score"], color=COLORS[i], lw=0.8, alpha=0.6)
+                ends = of[of["iteration"] == of["iterations"]]
+                axes.plot(ends["iterations"], ends["score"], "o", color=COLORS[i], ms=4)
+                axes.set(xscale="log", title=f"{panel}: {image}")
+                axes.title.set_fontsize(9)
+        figure.suptitle(title, fontsize=10)
+        figure.supylabel("score", fontsize=9)
+        figure.alt = f"{title}: score against iteration, a line per session"
+        figure.supxlabel(f"iteration\n{caption}", fontsize=7, color="0.35")
+    return figure
+
+
 def residuals(points: Sequence[tuple[str, np.ndarray, np.ndarray]], *, title: str, xlabel: str, caption: str) -> Figure:
     """Residuals against x, a panel each.
 

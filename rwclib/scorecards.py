@@ -51,13 +51,13 @@ def to_text(table: pd.DataFrame) -> str:
             `train_top1`, the lowest and the highest training accuracy (percent) of the runs; `reason`, why a claim was
             not run.
     """
-    lines = []
+    lines, width = [], table["definition"].map(len).max() + 1
     for claim_id, rows in table.groupby("claim", sort=False):
         first = rows.iloc[0]
         interval, profile, accuracy, sets = _circumstances(first)
         known = f" ({profile}; {interval}; training top-1 {accuracy}; {sets})" if first["seeds"] else ""
         lines.append(f"{claim_id:<4}{first['text']}{known}")
-        lines += [f"    {row['definition']:<12}{_finding(row)}" for _, row in rows.iterrows()]
+        lines += [f"    {row['definition']:<{width}}{_finding(row)}" for _, row in rows.iterrows()]
     return "\n".join([*lines, "", *_copies(table)]).rstrip()
 
 

@@ -63,9 +63,12 @@ def softness_scores(images: np.ndarray) -> np.ndarray:
     images = scaled(images)
     if min(images.shape[-2:]) < 3:
         raise ValueError(f"images must have at least 3x3 pixels, not {images.shape[-2]}x{images.shape[-1]}")
-    flat = images.reshape(-1, *images.shape[-2:])
-    windows = np.lib.stride_tricks.sliding_window_view(flat, (3, 3), axis=(-2, -1))
-    return np.array([window.std((-2, -1)).mean() for window in windows]).reshape(images.shape[:-2])
+    height, width = (size - 2 for size in images.shape[-2:])
+    nine = [
+        images[..., i : i + height, j : j + width] for i in range(3) for j in range(3)
+    ]  # of each window, one after another
+    mean = sum(nine) / 9
+    return np.sqrt(sum(np.square(pixel - mean) for pixel in nine) / 9).mean((-2, -1))
 
 
 def softness_score(image: np.ndarray) -> float:
@@ -82,14 +85,13 @@ def morans_i(images: np.ndarray) -> np.ndarray:
 
     images = np.asarray(images, np.float64)
     flat = images.reshape(-1, *images.shape[-2:])
-    cross = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], float)
-    pairs = convolve(np.ones(flat.shape[1:]), cross, mode="constant").sum()
-    found = []
-    for image in flat - flat.mean((-2, -1), keepdims=True):
-        squares = np.square(image).sum()
-        products = (image * convolve(image, cross, mode="constant")).sum()
-        found.append(image.size / pairs * products / squares if squares > 1e-24 else np.nan)
-    return np.array(found).reshape(images.shape[:-2])
+    cross = np.array([[[0, 1, 0], [1, 0, 1], [0, 1, 0]]], float)
+    pairs = convolve(np.ones_like(flat[:1]), cross, mode="constant").sum()
+    flat = flat - flat.mean((-2, -1), keepdims=True)
+    products = (flat * convolve(flat, cross, mode="constant")).sum((-2, -1))
+    squares = np.square(flat).sum((-2, -1))
+    found = np.divide(products, squares, out=np.full(len(flat), np.nan), where=squares > 1e-24)
+    return (found * (flat[0].size / pairs)).reshape(images.shape[:-2])
 
 
 def straightened(iterations: Sequence[float], scores: Sequence[float], model: str) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +129,13 @@ def fit(iterations: Sequence[float], scores: Sequence[float], model: str) -> dic
     }  # fmt: skip
 
 
+def r_squared(iterations: Sequence[float], scores: np.ndarray, model: str) -> np.ndarray:
+    """R^2 as `fit` has it, of each row of scores (..., n) over the same iterations (n,): (...)."""
+    x, y = straightened(iterations, scores, model)
+    x, y = x - x.mean(), y - y.mean(-1, keepdims=True)
+    return (y @ x) ** 2 / np.square(y).sum(-1) / np.square(x).sum()
+
+
 def aic(iterations: Sequence[float], scores: Sequence[float]) -> pd.DataFrame:
     """Akaike's criterion of the three models, each fitted by least squares to the scores themselves, not to their logarithms.
 
@@ -158,8 +167,8 @@ def aic(iterations: Sequence[float], scores: Sequence[float]) -> pd.DataFrame:
     return table.assign(delta=table["aic"] - table["aic"].min())
 
 
-def p_of_r2(r2: float, n: int) -> float:
+def p_of_r2(r2: np.ndarray | float, n: int) -> np.ndarray | float:
     """Two-sided p of a slope that has this R^2 over n points: of Student's t with n - 2 degrees of freedom."""
     from scipy.stats import t
 
-    return float(2 * t.sf(np.sqrt(r2 * (n - 2) / (1 - r2)), n - 2))
+    return 2 * t.sf(np.sqrt(r2 * (n - 2) / (1 - r2)), n - 2)

@@ -6,7 +6,7 @@ lengths; chosen here, as in the TensorFlow tutorials of its time: Adam with lear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ DESIGN = {1: 3, 2000: 3, 10_000: 2, 30_000: 2, 50_000: 1}  # the paper's: iterat
 
 # Sessions by iterations, and images. `reduced` is the paper's own design.
 SIZES = {
-    "smoke": {"sessions": {1: 1, 20: 1, 60: 1}, "n_train": 500, "n_test": 256},
+    "smoke": {"sessions": {1: 2, 20: 2, 60: 2}, "n_train": 500, "n_test": 256},
     "quick": {"sessions": dict.fromkeys((1, 100, 400, 1000, 2000), 3), "n_train": None, "n_test": 1000},
     "reduced": {"sessions": DESIGN, "n_train": None, "n_test": 1000},
     "paper": {"sessions": dict.fromkeys(DESIGN, 10), "n_train": None, "n_test": None},
@@ -37,7 +37,7 @@ WAYS = {  # of making images with a layer's filters
     "conv1": ("image",),
     "conv2": ("through", "image"),
 }
-SOFT = 0.1  # an image below this score is called soft, and framed: about half of what noise scores
+SOFT = 0.1  # an image is called soft, and framed, if it is softer than all but this share of those that untrained filters make
 # Published: R^2 and p of the power model in layer 2.
 PUBLISHED = {"bird": (0.9220, 1.05e-5), "static": (0.8996, 2.90e-5)}
 
@@ -82,19 +82,27 @@ def prepare(profile: str, models: list[str], **rest: object) -> tuple[archive.Ta
     return base.prepare(runs, profile, models, **rest)
 
 
-def choose_bird(images: data.ImageSet) -> np.ndarray:
-    """The softest bird of CIFAR-10's test set, by the score of its grey mean: (32, 32, 3) uint8. The paper's is "simple"."""
+def choose_birds(images: data.ImageSet) -> np.ndarray:
+    """17 of CIFAR-10's test birds, from the softest to the hardest in even steps of rank: (17, 32, 32, 3) uint8.
+
+    They are ordered by the score of their grey mean. The second, softer than 15 of 16, is the one of the figures: the
+    paper's is "simple".
+    """
     birds = images.x_test[images.y_test == 2]
-    return birds[softness.softness_scores(birds.mean(-1)).argmin()]
+    order = softness.softness_scores(birds.mean(-1)).argsort(kind="stable")
+    return birds[order[np.linspace(0, len(order) - 1, 17).round().astype(int)]]
 
 
-def picture(name: str, channels: int = 3) -> np.ndarray:
-    """`bird`, as `choose_bird` chose it, or `static`, random black and white (seed 0): (channels, 32, 32) float32 in [0, 1]."""
+def birds() -> np.ndarray:
+    """The birds that `choose_birds` chose: (17, 3, 32, 32) float32 in [0, 1]."""
+    return np.load(Path(__file__).with_name("softness_birds.npy")).transpose(0, 3, 1, 2).astype(np.float32) / 255
+
+
+def picture(name: str) -> np.ndarray:
+    """`bird`, or `static`, random black and white (seed 0): (3, 32, 32) float32 in [0, 1]."""
     if name == "static":
-        found = np.random.default_rng(0).integers(0, 2, (32, 32)).astype(np.float32)[None].repeat(3, 0)
-    else:
-        found = np.load(Path(__file__).with_name("softness_bird.npy")).transpose(2, 0, 1).astype(np.float32) / 255
-    return found if channels == 3 else found.mean(0, keepdims=True)
+        return np.random.default_rng(0).integers(0, 2, (32, 32)).astype(np.float32)[None].repeat(3, 0)
+    return birds()[1]
 
 
 def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.ndarray) -> np.ndarray:
@@ -104,6 +112,8 @@ def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.nda
     mean over colours, as to any picture. `through`: to what the first layer makes of the image, ReLU and pooling included, as
     in the network (without its biases, which the paper does not save).
     """
+    if filters["conv1"].shape[1] == 1:  # a network for grey images
+        image = image.mean(0, keepdims=True)
     if way == "image" and layer == "conv1":
         return softness.responses(filters["conv1"], image)
     if way == "image":
@@ -120,14 +130,22 @@ class Session:
 
     iterations: int
     seed: int
-    channels: int
     filters: dict[str, np.ndarray]
+
+
+def profiles(found: archive.Tables) -> list[str]:
+    """The profiles that there are sessions of, the most telling last."""
+    return [name for name in PROFILES if len(found.runs) and name in set(found.runs["profile"])]
+
+
+def only(found: archive.Tables, profile: str) -> archive.Tables:
+    """The sessions of one profile."""
+    return base.only(found, set(found.runs.loc[found.runs["profile"] == profile, "hash"]))
 
 
 def best(found: archive.Tables) -> archive.Tables:
     """The sessions of the most telling profile there is."""
-    names = [name for name in PROFILES if len(found.runs) and name in set(found.runs["profile"])]
-    return base.only(found, set(found.runs.loc[found.runs["profile"] == names[-1], "hash"])) if names else found
+    return only(found, profiles(found)[-1]) if profiles(found) else found
 
 
 def counts(found: archive.Tables) -> pd.DataFrame:
@@ -150,13 +168,18 @@ def examples(found: archive.Tables) -> tuple[Session, Session, Session]:
 
     The third is of another seed where there are two of its length.
     """
-    lengths = found.runs["iterations"].unique()
-    near = {wanted: min(lengths, key=lambda length: abs(np.log(length / wanted))) for wanted in (2000, 30_000)}
+    lengths = sorted(found.runs["iterations"].unique())
+
+    def nearest(wanted: int, among: Sequence[int]) -> int:
+        return min(among, key=lambda length: abs(np.log(length / wanted)))
+
+    more = nearest(30_000, lengths)
+    fewer = nearest(2000, [length for length in lengths if length < more] or lengths)
     kept: dict[int, list[Session]] = {}
     for run, _, filters in sessions(found):
         last = {layer: of[-1] for layer, of in filters.items()}
-        kept.setdefault(run.iterations, []).append(Session(run.iterations, run.seed, last["conv1"].shape[1], last))
-    return kept[near[2000]][0], kept[near[30_000]][0], kept[near[30_000]][-1]
+        kept.setdefault(run.iterations, []).append(Session(run.iterations, run.seed, last))
+    return kept[fewer][0], kept[more][0], kept[more][-1]
 
 
 def accuracy(found: archive.Tables) -> pd.DataFrame:
@@ -192,33 +215,44 @@ def sessions(found: archive.Tables) -> Iterator[tuple[pd.Series, np.ndarray, dic
         yield run, found.arrays[run.hash, "filters_iterations"], arrays
 
 
-def scores(found: archive.Tables, all_iterations: bool = False) -> pd.DataFrame:
+def scores(
+    found: archive.Tables, all_iterations: bool = False, pictures: Mapping[str, np.ndarray] | None = None
+) -> pd.DataFrame:
     """Softness of every session, layer, way and image: the sum of the scores of the layer's filtered images.
 
     Args:
         found: as `tables` gives them.
         all_iterations: also those recorded on the way to the last.
+        pictures: other images than `IMAGES`, (3, height, width) each, by name.
 
     Returns:
-        profile, seed, iterations (of the session), iteration (at which), layer, way, image, score, soft (number of filters
-        that score below `SOFT`).
+        profile, seed, iterations (of the session), iteration (at which), layer, way, image, limit (the `SOFT` quantile of the
+        images that filters of all sessions make after their first iteration), score, soft (number of images below it).
     """
-    rows = []
-    for run, iterations, filters in sessions(found):
-        channels = filters["conv1"].shape[2]
-        pictures = {name: picture(name, channels) for name in IMAGES}
-        for place in range(len(iterations)) if all_iterations else [len(iterations) - 1]:
-            at = {layer: kept[place] for layer, kept in filters.items()}
-            for layer in LAYERS:
-                for way in WAYS[layer]:
-                    for name, image in pictures.items():
-                        each = softness.softness_scores(filtered(at, layer, way, image))
-                        rows.append({
-                            "profile": run.profile, "seed": run.seed, "iterations": run.iterations,
-                            "iteration": iterations[place], "layer": layer, "way": way, "image": name,
-                            "score": each.sum(), "soft": int((each < SOFT).sum()), "filters": len(each),
-                        })  # fmt: skip
-    return pd.DataFrame(rows)
+    rows = [
+        {"profile": run.profile, "seed": run.seed, "iterations": run.iterations, "iteration": iteration, "layer": layer,
+         "way": way, "image": name, "each": softness.softness_scores(filtered(at, layer, way, image))}
+        for run, iterations, filters in sessions(found)
+        for place, iteration in enumerate(iterations)
+        if all_iterations or iteration in (1, run.iterations)
+        for at in [{layer: kept[place] for layer, kept in filters.items()}]
+        for layer in LAYERS
+        for way in WAYS[layer]
+        for name, image in (pictures or {name: picture(name) for name in IMAGES}).items()
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    untrained = table[table["iteration"] == 1].groupby(["layer", "way", "image"])["each"]
+    limits = untrained.agg(lambda parts: np.quantile(np.concatenate(list(parts)), SOFT)).rename("limit")
+    table = table.join(limits, on=["layer", "way", "image"])
+    table["score"] = table["each"].map(np.sum)
+    table["soft"] = [int((each < limit).sum()) for each, limit in zip(table["each"], table["limit"], strict=True)]
+    wanted = table if all_iterations else table[table["iteration"] == table["iterations"]]
+    return wanted.drop(columns="each").reset_index(drop=True)
+
+
+def panel(scores: pd.DataFrame) -> pd.Series:
+    """Layer, and of layer 2 the reading, in words."""
+    return scores["layer"].where(scores["layer"] == "conv1", scores["layer"] + ", " + scores["way"])
 
 
 def clustering(found: archive.Tables, all_iterations: bool = False) -> pd.DataFrame:
