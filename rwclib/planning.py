@@ -56,7 +56,7 @@ def order(configs: Iterable[RunConfig], priority: str = "seeds") -> list[RunConf
     seen: Counter = Counter()
     keys = {}
     for config in configs:
-        pair = config.study, config.model, config.dataset
+        pair = config.study, config.model, config.dataset, config.iterations
         keys[config] = seen[pair], {"seeds": 0.0, "shortest": 1.0, "longest": -1.0}[priority]
         seen[pair] += 1
     return sorted(keys, key=lambda config: (keys[config][0], keys[config][1] and keys[config][1] * work(config)))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from rwclib.studies import STUDIES
+
 ROOT = Path(__file__).parents[1]
 STEP_TARGET = "<= 4 copies, >= 10 times cheaper than histograms"
 TWO, CLASSICAL, WORKERS = "rwc sweep, two processes", "classical loop", "classical loop, a DataLoader worker per core"
@@ -78,8 +80,8 @@ def test_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path)
 
 def test_the_plan_of_the_grid_gets_shorter_with_workers_and_wastes_more_of_them(tmp_path: Path) -> None:
     rows = bench("scheduling", tmp_path)[0]["rows"]
-    assert [row["workers"] for row in rows] == [4**k for k in range(6)] * 3
-    for study, priority in itertools.product(("layerwise", "weightscale", "dynamics"), ("seeds", "longest")):
+    assert [row["workers"] for row in rows] == [4**k for k in range(6)] * len(STUDIES)
+    for study, priority in itertools.product(STUDIES, ("seeds", "longest")):
         hours = [row[f"hours_{priority}"] for row in rows if row["study"] == study]
         efficiency = [row[f"efficiency_{priority}"] for row in rows if row["study"] == study]
         assert efficiency[0] == pytest.approx(1)

@@ -123,6 +123,27 @@ def test_reproduce_retrains_study_3_at_smoke(tmp_path):
     assert len(list((tmp_path / "results-smoke" / "dynamics").iterdir())) == 12 * 3 + 5 * 3 * here
 
 
+def test_reproduce_retrains_study_4_at_smoke(tmp_path):
+    """On CIFAR-10 where it is, else on the bundled sample, whose images are grey."""
+    retrain(tmp_path, ("11",))
+    assert len(list((tmp_path / "results-smoke" / "softness").iterdir())) == 6
+    assert {path.stem[:17] for path in (tmp_path / "figures").glob("*_fig*.png")} == {
+        f"11_softness_fig{number:02d}" for number in range(1, 9)
+    }
+
+
+@pytest.mark.parametrize("number", ["01", "02", "03", "05", "06", "08", "09", "10", "11"])
+def test_a_notebook_says_what_is_not_run_where_the_archive_is_empty(number, tmp_path, capsys):
+    """Its cells one after another in this process, which is much faster than a kernel of its own."""
+    _, parameters, *rest = code(nbformat.read(notebooks.find([number])[0], as_version=4))
+    names = {}
+    exec(parameters.source, names)
+    names |= {"profile": "paper", "results": str(tmp_path / "none"), "figures": str(tmp_path / "figures")}
+    for cell in rest:
+        exec(compile(cell.source, number, "exec"), names)
+    assert "not run" in capsys.readouterr().out
+
+
 def retrain(folder, numbers, *words):
     """`rwc reproduce --retrain` at smoke: every notebook executed, a page of each, the claims of every study."""
     began = time.time()
