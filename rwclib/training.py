@@ -131,6 +131,9 @@ def run(
         except ArchiveError:
             if not place.is_dir():
                 raise
+    end = (
+        None if deadline is None else time.monotonic() + deadline - time.time()
+    )  # whatever the clock does from here on
     chosen = resolve_device(device)
     check_engine(engine, chosen)
     images = data.load(config.dataset, data_dir).subset(config.n_train, config.n_test)
@@ -152,7 +155,7 @@ def run(
             torch.set_num_threads(threads or before)
             try:
                 return _train(
-                    config, images, results, chosen, lock, engine, deadline, checkpoint_seconds, keep_weights, progress
+                    config, images, results, chosen, lock, engine, end, checkpoint_seconds, keep_weights, progress
                 )
             finally:
                 torch.set_num_threads(before)
@@ -172,7 +175,7 @@ def _train(
     device: torch.device,
     lock: Lock,
     engine: str,
-    deadline: float | None,
+    end: float | None,
     checkpoint_seconds: float,
     keep_weights: bool,
     progress: Progress | None,
@@ -220,7 +223,7 @@ def _train(
     def between_batches() -> None:
         nonlocal saved, began
         state.batch += 1
-        late = deadline is not None and time.time() > deadline
+        late = end is not None and time.monotonic() > end
         if late or time.monotonic() - saved >= checkpoint_seconds:
             now = time.perf_counter()
             state.spent, began = state.spent + now - began, now
@@ -361,7 +364,7 @@ def _provenance(config: RunConfig, images: data.ImageSet, device: torch.device, 
         "n_train": len(images.y_train),
         "n_test": len(images.y_test),
         "started": state.started,
-        "finished": _now(),
+        "finished": max(state.started, _now()),  # the clock may have been set back
         "resumed": state.resumed,
         "train_and_test_seconds": round(total, 3),
         "images_per_s": round(trained / total, 1) if total else None,
