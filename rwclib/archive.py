@@ -345,7 +345,8 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
                     raise ArchiveError(f"{file} holds {member.name!r} twice; nothing was imported")
                 contents["/".join(parts[:2])][parts[2]] = tar.extractfile(member).read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise ArchiveError(f"{file} is not a readable tar of runs ({error}); export it again") from error
+        why = " ".join(str(error).split())
+        raise ArchiveError(f"{file} is not a readable tar of runs ({why}); export it again") from error
 
     def reader(files: dict[str, bytes]) -> Callable[[str], bytes]:
         def read_member(name: str) -> bytes:

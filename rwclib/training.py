@@ -157,6 +157,9 @@ def run(
                 return _train(
                     config, images, results, chosen, lock, engine, end, checkpoint_seconds, keep_weights, progress
                 )
+            except (ArchiveError, OSError, SafetensorError):
+                lock.check()  # the files of a run that was taken over may be gone
+                raise
             finally:
                 torch.set_num_threads(before)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import time
@@ -21,7 +21,7 @@ import torch
 import torch._dynamo
 import torchvision  # noqa: F401
 
-from rwclib import RunConfig, archive, cli, locks, sweep, training  # noqa: F401 (cli: for the server)
+from rwclib import RunConfig, cli, locks, sweep, training
 from rwclib.errors import RwcError
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -55,6 +55,12 @@ def sweep_for(configs: list[RunConfig], results: Path, seconds: float | None = N
     return report.trained
 
 
+def command(*arguments: object) -> None:
+    """`rwc` with these arguments."""
+    sys.argv = ["rwc", *map(str, arguments)]
+    cli.main()
+
+
 class Clock:
     """The time of day, stepping back an hour when told to."""
 
@@ -84,6 +90,14 @@ def _at_operation(number: int, act: Callable[[], None]) -> list[int]:
     return count
 
 
+def obey_permissions() -> None:
+    """Give up root's right to write what is read-only (the capabilities DAC_OVERRIDE, DAC_READ_SEARCH and FOWNER)."""
+    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~0b1110
+    assert libc.capset(header, sets) == 0
+
+
 def _live(
     pipe: multiprocessing.connection.Connection,
     log: Path,
@@ -92,8 +106,7 @@ def _live(
     *,
     operation: int = 0,
     act: str = "kill",
-    user: int | None = None,
-    file_size: int | None = None,
+    unprivileged: bool = False,
     stale: float | None = None,
 ) -> None:
     """A victim's life: `operation` and `act` say when it is to kill or freeze itself or see the clock step back."""
@@ -102,11 +115,9 @@ def _live(
     torch.set_num_threads(1)
     if stale:
         locks.HEARTBEAT, locks.STALE = stale / 10, stale
-    if user is not None:
-        os.setgroups([]), os.setgid(user), os.setuid(user)
-    if file_size is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if unprivileged:
+        obey_permissions()
     if act == "step back":
         clock = Clock()
         count = _at_operation(operation, lambda: setattr(clock, "step", 3600.0))
@@ -117,10 +128,20 @@ def _live(
     try:
         answer = task(*arguments)
         pipe.send((0, count[0], answer))
+    except SystemExit as exit:
+        pipe.send((exit.code or 0, count[0], None))
     except RwcError as error:
         pipe.send((1, count[0], str(error)))
     except BaseException:
         pipe.send((2, count[0], traceback.format_exc()))
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for it to become true."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "it does not come to pass"
+        time.sleep(0.005)
 
 
 class Victim:
@@ -153,15 +174,15 @@ class Victim:
 
     def wait_frozen(self) -> bool:
         """Wait until it has frozen itself; False if it has ended before."""
-        end = time.monotonic() + LIMIT
-        while time.monotonic() < end:
-            if self._pipe.poll():
-                return False
-            state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state in "Tt":
-                return True
-            time.sleep(0.005)
-        raise TimeoutError
+        until(lambda: self.over() or self._state() in "Tt")
+        return not self.over()
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def over(self) -> bool:
+        """Whether it has ended, by itself or not."""
+        return self._pipe.poll()
 
     def go_on(self) -> None:
         os.kill(self.process.pid, signal.SIGCONT)
