@@ -110,9 +110,8 @@ def live_owner(path: Path) -> str | None:
         return None
 
 
-_seen: dict[
-    Path, tuple[int, float]
-] = {}  # others' locks: their last touch, and by our monotonic clock when we saw it first
+# Others' locks: their last touch, and when by our monotonic clock we saw it first.
+_seen: dict[Path, tuple[int, float]] = {}
 
 
 def _live(content: str, path: Path) -> str | None:

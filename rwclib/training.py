@@ -131,9 +131,7 @@ def run(
         except ArchiveError:
             if not place.is_dir():
                 raise
-    end = (
-        None if deadline is None else time.monotonic() + deadline - time.time()
-    )  # whatever the clock does from here on
+    end = None if deadline is None else time.monotonic() + deadline - time.time()  # the clock may be set back
     chosen = resolve_device(device)
     check_engine(engine, chosen)
     images = data.load(config.dataset, data_dir).subset(config.n_train, config.n_test)

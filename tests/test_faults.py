@@ -191,7 +191,7 @@ def test_a_killed_process_loses_nothing(phase, times, world, tmp_path, note):
         scene.check()
         scene.check_next()
     how = "SIGKILL, in turn after a random time and before a random file operation"
-    note("killed", phase, how, tried, landed, "process gone, next call")
+    note("killed", phase, how, tried, landed, "the next call completes")
 
 
 @often(5, 12)
@@ -228,7 +228,14 @@ def test_a_run_killed_again_and_again_ends_with_the_tables_of_an_undisturbed_one
     assert Victim(tmp_path / "log", victims.command, *arguments, killed).end().code == 0
     assert {path: path.stat().st_mtime_ns for path in killed.rglob("*")} == before
     how = "SIGKILL of one run again and again, after a random time"
-    note("killed", "training", how, times, times, "the run resumed that many times and is done; tables identical")
+    note(
+        "killed",
+        "training",
+        how,
+        times,
+        times,
+        "the next call goes on; in the end the run says that it resumed that often",
+    )
 
 
 def ration(victim: Victim, scene: Scene, rng: random.Random) -> Callable[[], None]:
@@ -306,7 +313,7 @@ def test_a_disk_that_fills_or_turns_read_only_is_one_sentence_and_loses_nothing(
         scene.check()
         scene.check_next(**rights)
         shutil.rmtree(scene.folder)
-    note(fault, phase, how, tried, landed, "one sentence that says which file, and the next call")
+    note(fault, phase, how, tried, landed, "one sentence names the file; the next call completes")
 
 
 @often(1, 8)
