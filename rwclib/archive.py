@@ -16,6 +16,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from rwclib.config import RunConfig
-from rwclib.errors import ArchiveError, RwcError
+from rwclib.errors import ArchiveError, RunLockedError, RwcError
 from rwclib.locks import Lock
 from rwclib.metrics import METRICS
 
@@ -113,6 +114,13 @@ def remove_parts(results: Path, config: RunConfig) -> None:
     for folder in (run_dir(results, config), cache_dir(results, config)):
         for part in folder.glob(".*.part"):
             part.unlink()
+
+
+def tidy(results: Path, config: RunConfig) -> None:
+    """Delete what a process that died just after it had finished this run left in the cache; nothing if one is at it."""
+    if cache_dir(results, config).exists() or lock_path(results, config).exists():
+        with contextlib.suppress(RunLockedError, ArchiveError), Lock(lock_path(results, config)):
+            shutil.rmtree(cache_dir(results, config), ignore_errors=True)
 
 
 def write(

@@ -121,9 +121,11 @@ def run_all(
         training.check(config)
     if executor is None:  # else the workers' devices count, not this machine's
         steps.check_engine(engine, training.resolve_device(device))
-    report, missing = Report(), []
+    report, missing, of_children = Report(), [], {config.parent for config in configs}
     for config in configs:
         if finished(results, config):
+            if config.hash not in of_children:  # else it may be half trained again for its weights
+                archive.tidy(results, config)
             report.already.append(config.name)
         else:
             missing.append(config)

@@ -127,6 +127,7 @@ def run(
     if archive.is_finished(results, config):
         try:
             if complete():
+                archive.tidy(results, config)
                 return place
         except ArchiveError:
             if not place.is_dir():
@@ -157,7 +158,10 @@ def run(
                 )
             except (ArchiveError, OSError, SafetensorError):
                 lock.check()  # the files of a run that was taken over may be gone
-                raise
+                if not archive.is_finished(results, config) or not complete():
+                    raise
+                shutil.rmtree(archive.cache_dir(results, config), ignore_errors=True)
+                return place  # finished by one from which this process had taken it over
             finally:
                 torch.set_num_threads(before)
 
@@ -284,7 +288,8 @@ def _train(
     if not archive.is_finished(results, config):
         extra = {} if diverged else measured(config, state, test_set, parent)
         archive.write(results, config, record, _layers(config, state), _epochs(state), extra)
-    shutil.rmtree(checkpoint.parent, ignore_errors=True)
+    if lock.held():
+        shutil.rmtree(checkpoint.parent, ignore_errors=True)
     if diverged:
         raise DivergedError(
             f"{config.name} diverged in epoch {state.epoch} (training loss {state.rows[-1][0]}); lower the learning rate"

@@ -16,14 +16,17 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rwclib import RunConfig, archive, locks, training
 from rwclib.errors import ArchiveError, OutOfTimeError, RunLockedError
+from rwclib.sweep import run_all
 
 from . import victims
 from .conftest import ROOT, contents, rwc, tables
@@ -131,9 +134,9 @@ class Scene:
             self._check_tar()
 
     def _check_tar(self) -> None:
-        there = self.folder / f"imported{next(self.count)}"
-        assert archive.import_(self.file, there) == (len(CONFIGS), 0)
-        assert contents(there) == contents(self.world.results)
+        with tempfile.TemporaryDirectory() as there:
+            assert archive.import_(self.file, Path(there)) == (len(CONFIGS), 0)
+            assert contents(Path(there)) == contents(self.world.results)
 
     def check_next(self, **rights: object) -> None:
         """The next call completes, and all is as if nothing had happened."""
@@ -238,6 +241,20 @@ def test_a_run_killed_again_and_again_ends_with_the_tables_of_an_undisturbed_one
     )
 
 
+def test_what_a_killed_process_left_is_tidied_up_but_not_the_checkpoint_of_a_parent_trained_again(tmp_path):
+    parent = dataclasses.replace(FIRST, epochs=1, snapshot_every=0)
+    child = dataclasses.replace(parent, parent=parent.hash, perturbation="flip_sign")
+    training.run(parent, results=tmp_path, threads=1)
+    with pytest.raises(OutOfTimeError):
+        training.run(parent, results=tmp_path, threads=1, keep_weights=True, deadline=0.0)
+    (checkpoint,) = (file for file in litter(tmp_path))
+    with ThreadPoolExecutor(1) as pool:
+        assert run_all([parent, child], results=tmp_path, executor=pool, time_budget=0.0).left
+        assert litter(tmp_path) == [checkpoint]
+        assert run_all([parent], results=tmp_path, executor=pool).already
+        assert litter(tmp_path) == []
+
+
 def ration(victim: Victim, scene: Scene, rng: random.Random) -> Callable[[], None]:
     """Let the process write no file beyond some bytes (RLIMIT_FSIZE)."""
     resource.prlimit(victim.process.pid, resource.RLIMIT_FSIZE, (rng.randrange(4096), resource.RLIM_INFINITY))
@@ -338,10 +355,9 @@ def test_a_worker_frozen_past_its_heartbeat_does_no_harm_when_it_goes_on(phase, 
         frozen.end(), successor.end()
         assert successor.code == 0, successor.answer
         if frozen.code:
-            one_sentence(frozen, "was taken over")
+            one_sentence(frozen, "was taken over" if robbed else "is being worked on by")
         landed += bool(robbed)
         scene.check()
-        shutil.rmtree(scene.results / ".cache")  # what it may have written just after it went on
         scene.check_next()
     how = (
         "SIGSTOP before a random file operation until its lock is stale, SIGCONT while another process works on its run"
