@@ -16,7 +16,9 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -25,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from rwclib.config import RunConfig
-from rwclib.errors import ArchiveError, RwcError
+from rwclib.errors import ArchiveError, RunLockedError, RwcError
 from rwclib.locks import Lock
 from rwclib.metrics import METRICS
 
@@ -114,6 +116,13 @@ def remove_parts(results: Path, config: RunConfig) -> None:
             part.unlink()
 
 
+def tidy(results: Path, config: RunConfig) -> None:
+    """Delete what a process that died just after it had finished this run left in the cache; nothing if one is at it."""
+    if cache_dir(results, config).exists() or lock_path(results, config).exists():
+        with contextlib.suppress(RunLockedError, ArchiveError), Lock(lock_path(results, config)):
+            shutil.rmtree(cache_dir(results, config), ignore_errors=True)
+
+
 def write(
     results: Path,
     config: RunConfig,
@@ -132,8 +141,7 @@ def write(
         write_atomically(place / name, content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     record = {"config": config.to_dict(), **record, "sha256": digests}
-    text = json.dumps({**record, "checksum": _checksum(record)}, indent=1, allow_nan=False)
-    write_atomically(place / "run.json", text.encode() + b"\n")
+    write_atomically(place / "run.json", _text({**record, "checksum": _checksum(record)}))
     return place
 
 
@@ -154,6 +162,11 @@ def _checksum(record: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _text(record: dict) -> bytes:
+    """`run.json`, byte for byte."""
+    return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
+
+
 def is_finished(results: Path, config: RunConfig) -> bool:
     """Whether the run is in the archive (`run.json` is written last)."""
     return (run_dir(results, config) / "run.json").exists()
@@ -161,20 +174,24 @@ def is_finished(results: Path, config: RunConfig) -> bool:
 
 def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
     try:
-        record = json.loads(read("run.json"))
+        content = read("run.json")
+        record = json.loads(content)
         config = RunConfig.from_dict(record["config"])
-        status, checksum, digests = record["status"], record["checksum"], record["sha256"]
+        status, digests = record["status"], record["sha256"]
+        genuine = record["checksum"] == _checksum(record) and content == _text(record)
     except (OSError, ValueError, KeyError, TypeError, RwcError) as error:
         raise ArchiveError(
             f"{where}/run.json cannot be read ({error}); delete the directory and train the run again"
         ) from error
     named = set(TABLES) <= set(digests) and all(_EXTRA.fullmatch(name) for name in digests)
-    if checksum != _checksum(record) or status not in FINAL or not named:
+    if not genuine or status not in FINAL or not named:
         raise ArchiveError(
-            f"{where}/run.json was edited or damaged (its checksum differs); restore it or train the run again"
+            f"{where}/run.json was edited or damaged (it differs from its checksum); restore it or train the run again"
         )
     if PurePosixPath(where).name != config.name:
-        raise ArchiveError(f"{where} holds the run {config.name}; rename the directory back or train the run again")
+        raise ArchiveError(
+            f"{where} holds the run {config.name}, says its run.json; put the right one back or train the run again"
+        )
     return config, record
 
 
@@ -276,15 +293,28 @@ def load(configs: Iterable[RunConfig], results: Path, status: str | None = None)
     )  # fmt: skip
 
 
-def verify(results: Path) -> list[str]:
-    """One sentence per damaged run directory below `results`; empty if all is well."""
+def damage(place: Path) -> list[str]:
+    """One sentence per damaged file of the run in the directory `place`; if it is run.json, for it alone."""
+
+    def read_file(name: str) -> bytes:
+        return (place / name).read_bytes()
+
+    try:
+        _, record = _record(read_file, place.as_posix())
+    except ArchiveError as error:
+        return [str(error)]
     problems = []
-    for place in directories(results):
+    for name, digest in sorted(record["sha256"].items()):
         try:
-            read_dir(place)
+            _file(read_file, name, digest, place.as_posix())
         except ArchiveError as error:
             problems.append(str(error))
     return problems
+
+
+def verify(results: Path) -> list[str]:
+    """One sentence per damaged file below `results`; empty if all is well."""
+    return [problem for place in directories(results) for problem in damage(place)]
 
 
 def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lambda config: True) -> int:
@@ -325,8 +355,9 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
                 if contents.setdefault("/".join(parts[:2]), {}).setdefault(parts[2], b""):
                     raise ArchiveError(f"{file} holds {member.name!r} twice; nothing was imported")
                 contents["/".join(parts[:2])][parts[2]] = tar.extractfile(member).read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise ArchiveError(f"{file} is not a readable tar of runs ({error}); export it again") from error
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        why = " ".join(str(error).split())
+        raise ArchiveError(f"{file} is not a readable tar of runs ({why}); export it again") from error
 
     def reader(files: dict[str, bytes]) -> Callable[[str], bytes]:
         def read_member(name: str) -> bytes:
@@ -340,6 +371,9 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
     new = [(run, files) for run, files in runs if not is_finished(results, run.config)]
     for run, files in new:
         with Lock(lock_path(results, run.config)):
+            if is_finished(results, run.config):  # another process was faster
+                continue
+            remove_parts(results, run.config)
             for name in (*run.record["sha256"], "run.json"):
                 write_atomically(run_dir(results, run.config) / name, files[name])
     return len(new), len(runs) - len(new)

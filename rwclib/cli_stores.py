@@ -62,11 +62,12 @@ def results_verify(results: Results = None) -> None:
     from rwclib import archive
 
     folder = existing(results or archive.default_results())
-    problems = archive.verify(folder)
-    for problem in problems:
+    damages = [archive.damage(place) for place in archive.directories(folder)]
+    for problem in (problem for problems in damages for problem in problems):
         print(problem, file=sys.stderr)
-    print(f"{len(archive.directories(folder)) - len(problems)} runs ok, {len(problems)} damaged")
-    raise typer.Exit(1 if problems else 0)
+    damaged = sum(map(bool, damages))
+    print(f"{len(damages) - damaged} runs ok, {damaged} damaged")
+    raise typer.Exit(1 if damaged else 0)
 
 
 @results_app.command("export")
