@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -25,14 +26,19 @@ import numpy as np
 import pandas as pd
 
 from rwclib.config import RunConfig
-from rwclib.errors import ArchiveError, RwcError
+from rwclib.errors import ArchiveError, RwcError, one_line
 from rwclib.locks import Lock
 from rwclib.metrics import METRICS
 
 TABLES = ("layers.parquet", "epochs.parquet")
 FINAL = ("done", "diverged")
-_EXTRA = re.compile(r"[a-z][a-z0-9_]*\.(parquet|npy)")
+_EXTRA = re.compile(r"[a-z][a-z0-9_]{0,99}\.(parquet|npy)")
+_MEMBER = re.compile(rf"(?P<run>\w+/[\w-]+)/(?P<file>run\.json|{_EXTRA.pattern})", re.ASCII)  # of a tar of runs
 _LARGEST = 64 * 2**20  # bytes of one archive file that import accepts
+_LARGEST_TAR = 512 * 2**20  # bytes of all, unpacked
+_MOST = 100_000  # files in a tar
+_CELLS = 2**26  # numbers in a table
+_NUMBERS = {"layers.parquet": ("epoch", "depth", "size", *METRICS), "epochs.parquet": ("epoch", "test_top1")}
 
 
 @dataclass(frozen=True)
@@ -163,12 +169,14 @@ def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
     try:
         record = json.loads(read("run.json"))
         config = RunConfig.from_dict(record["config"])
-        status, checksum, digests = record["status"], record["checksum"], record["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RwcError) as error:
+        status, checksum, digests, known = (record[k] for k in ("status", "checksum", "sha256", "provenance"))
+        named = digests.keys() >= set(TABLES) and all(_EXTRA.fullmatch(name) for name in digests)
+        times = known["n_train"], known["train_and_test_seconds"]
+        named = named and type(known["device"]) is str and all(type(number) in (int, float) for number in times)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RwcError) as error:
         raise ArchiveError(
-            f"{where}/run.json cannot be read ({error}); delete the directory and train the run again"
+            f"{where}/run.json cannot be read ({one_line(error)}); delete the directory and train the run again"
         ) from error
-    named = set(TABLES) <= set(digests) and all(_EXTRA.fullmatch(name) for name in digests)
     if checksum != _checksum(record) or status not in FINAL or not named:
         raise ArchiveError(
             f"{where}/run.json was edited or damaged (its checksum differs); restore it or train the run again"
@@ -187,8 +195,32 @@ def _file(read: Callable[[str], bytes], name: str, digest: str, where: str) -> p
         raise ArchiveError(
             f"{where}/{name} was truncated or edited (its SHA-256 differs); restore it or train the run again"
         )
+    try:
+        return _parsed(content, name)
+    except Exception as error:  # made so, digest and all: NumPy and Arrow raise anything then
+        raise ArchiveError(
+            f"{where}/{name} is nothing that a run writes ({one_line(error)}); delete the run"
+        ) from error
+
+
+def _parsed(content: bytes, name: str) -> pd.DataFrame | np.ndarray:
+    from pyarrow import parquet
+
     buffer = io.BytesIO(content)
-    return np.load(buffer, allow_pickle=False) if name.endswith(".npy") else pd.read_parquet(buffer)
+    if name.endswith(".npy"):
+        array = np.load(buffer, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is no array")
+        return array
+    about = parquet.read_metadata(buffer)
+    rows = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
+    if max(rows, about.num_rows) * about.num_columns > _CELLS:
+        raise ValueError("it has too many rows")
+    table = pd.read_parquet(buffer)
+    for column in _NUMBERS.get(name, ()):
+        if table[column].dtype.kind not in "if":
+            raise ValueError(f"its column {column} holds no numbers")
+    return table
 
 
 def _parse(read: Callable[[str], bytes], where: str) -> Run:
@@ -285,7 +317,7 @@ def verify(results: Path) -> list[str]:
 
 
 def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lambda config: True) -> int:
-    """Write the finished runs below `results` into the tar `file`; returns how many. Damaged runs raise ArchiveError."""
+    """Write the finished runs below `results` into the gzipped tar `file`; returns how many. Damaged runs raise ArchiveError."""
     buffer, count = io.BytesIO(), 0
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for place in directories(results):
@@ -299,6 +331,21 @@ def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lamb
     return count
 
 
+def _unpacked(file: Path) -> io.BytesIO:
+    """The tar in a file, which may be gzipped; `ValueError` if it is too large."""
+    content = io.BytesIO()
+    with open(file, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        stream = gzip.GzipFile(fileobj=raw) if packed else raw
+        while piece := stream.read(2**20):
+            content.write(piece)
+            if content.tell() > _LARGEST_TAR:
+                raise ValueError(f"it has more than {_LARGEST_TAR >> 20} MiB unpacked; export fewer runs, by --study")
+    content.seek(0)
+    return content
+
+
 def import_(file: Path, results: Path) -> tuple[int, int]:
     """Take the runs of the tar `file` into `results`; returns (new, already there).
 
@@ -309,21 +356,24 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
     """
     contents: dict[str, dict[str, bytes]] = {}
     try:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                parts = PurePosixPath(member.name).parts
-                if (
-                    len(parts) != 3
-                    or not (parts[2] == "run.json" or _EXTRA.fullmatch(parts[2]))
-                    or not member.isreg()
-                    or member.size > _LARGEST
-                ):
+        unpacked = _unpacked(Path(file))
+        with tarfile.open(fileobj=unpacked, mode="r:") as tar:
+            for count, member in enumerate(tar):
+                known = _MEMBER.fullmatch(member.name)
+                if not (known and member.isreg() and 0 <= member.size <= _LARGEST and count < _MOST):
                     raise ArchiveError(f"{file} holds {member.name!r}, which is no file of a run; nothing was imported")
-                if contents.setdefault("/".join(parts[:2]), {}).setdefault(parts[2], b""):
+                files = contents.setdefault(known["run"], {})
+                if known["file"] in files:
                     raise ArchiveError(f"{file} holds {member.name!r} twice; nothing was imported")
-                contents["/".join(parts[:2])][parts[2]] = tar.extractfile(member).read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise ArchiveError(f"{file} is not a readable tar of runs ({error}); export it again") from error
+                files[known["file"]] = tar.extractfile(member).read()
+            with unpacked.getbuffer()[tar.offset :] as rest:
+                whole = len(rest) >= 2 * tarfile.BLOCKSIZE and not re.search(rb"[^\0]", rest)
+            if not whole:
+                raise ValueError("it is damaged or was cut off")
+    except ArchiveError:
+        raise
+    except Exception as error:  # tarfile and zlib raise anything at a damaged file
+        raise ArchiveError(f"{file} is not a readable tar of runs ({one_line(error)}); export it again") from error
 
     def reader(files: dict[str, bytes]) -> Callable[[str], bytes]:
         def read_member(name: str) -> bytes:
@@ -334,6 +384,9 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
         return read_member
 
     runs = [(_parse(reader(files), where), files) for where, files in contents.items()]
+    for (run, _), where in zip(runs, contents, strict=True):
+        if where != f"{run.config.study}/{run.config.name}":
+            raise ArchiveError(f"{file} holds {where}, a run of {run.config.study}; nothing was imported")
     new = [(run, files) for run, files in runs if not is_finished(results, run.config)]
     for run, files in new:
         with Lock(lock_path(results, run.config)):
