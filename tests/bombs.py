@@ -1,14 +1,15 @@
-"""`python -m tests.bombs FOLDER LIMIT`: small files that ask for much memory, each of which must be refused within `LIMIT` bytes."""
+"""`python -m tests.bombs FOLDER BYTES`: small files that ask for much memory, each refused within so many bytes."""
 
+import contextlib
 import gzip
+import hashlib
 import io
 import pickle
 import resource
 import sys
 import tarfile
-import warnings
 import zipfile
-import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,89 +17,74 @@ import pandas as pd
 
 from rwclib import archive, data
 from rwclib.errors import RwcError
-from rwclib.studies import weightscale_release
+from rwclib.studies.weightscale_release import read_pickled
 
-MEMBER = "custom/resnet18-mnist-w8-e1-s0-000000000000/{}"
-
-
-def zeros(count: int) -> bytes:
-    """A gzip of so many times 16 MiB of zeros: gzips one behind the other."""
-    return gzip.compress(bytes(2**24)) * count
+RUN = "custom/resnet18-mnist-w8-e1-s0-000000000000/"
+MIB = gzip.compress(bytes(2**20))  # gzips one behind the other are a gzip
 
 
-def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    info = tarfile.TarInfo(name)
+def member(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(RUN + name)
     info.size, info.type = size, kind
-    return info.tobuf(tarfile.GNU_FORMAT)
+    return gzip.compress(info.tobuf(tarfile.GNU_FORMAT), 1)
 
 
-def npz(header: bytes, blocks: int) -> bytes:
-    """A zip of one member, a header and so many MiB of zeros: one deflated block, repeated."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    first = packer.compress(header) + packer.flush(zlib.Z_FULL_FLUSH)
-    block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
-    packed = first + block * blocks + packer.flush()
-    checksum = zlib.crc32(header)
-    for _ in range(blocks):
-        checksum = zlib.crc32(bytes(2**20), checksum)
-    info = zipfile.ZipInfo("x_train.npy")
-    info.CRC, info.compress_size, info.file_size, info.compress_type = checksum, len(packed), len(header) + (blocks << 20), 8
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.start_dir = len(info.FileHeader(zip64=False)) + len(packed)
-        file.filelist.append(info)
-        file.NameToInfo[info.filename] = info
-        file.fp.write(info.FileHeader(zip64=False) + packed)
-        file._didModify = True
-        for name in ("y_train", "x_test", "y_test"):
-            file.writestr(f"{name}.npy", b"")
-    return buffer.getvalue()
-
-
-def header(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
+def npy(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
+    """The header of such an array."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
 
 
-def parquet(rows: int) -> bytes:
+def npz(header: bytes, mib: int = 0) -> bytes:
+    """An image file whose first array has this header and so many MiB of zeros behind it."""
     buffer = io.BytesIO()
-    pd.DataFrame({"epoch": np.zeros(rows, np.int8)}).to_parquet(buffer)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        with file.open("x_train.npy", "w") as stream:
+            stream.write(header)
+            for _ in range(mib):
+                stream.write(bytes(2**20))
+        for name in ("y_train", "x_test", "y_test"):
+            file.writestr(f"{name}.npy", npy((0,)))
     return buffer.getvalue()
 
 
-def bombs() -> dict[str, tuple]:
-    """By name: the function that reads it, and its content."""
-    pickled = header((), "|O") + b"\x80\x04"
-    half = tar_header(MEMBER.format("layers.parquet"), 2**33)
-    ten = b"".join(tar_header(MEMBER.format(f"a{i}.npy"), 2**26) + bytes(2**26) for i in range(1))
-    return {
-        "a tar of zeros, 64 GiB": (tarred, zeros(4096)),
-        "a tar with a name of 8 GiB": (tarred, gzip.compress(tar_header("name", 2**33, tarfile.GNUTYPE_LONGNAME)) + zeros(512)),
-        "a tar with a file of 8 GiB": (tarred, gzip.compress(half) + zeros(512)),
-        "a tar of files of 64 MiB": (tarred, gzip.compress(ten) * 16),
-        "a tar of empty files": (tarred, gzip.compress(tar_header(MEMBER.format("a.npy"), 0) * 2**20)),
-        "a tar of many files": (tarred, gzip.compress(b"".join(tar_header(MEMBER.format(f"a{i}.npy"), 0) for i in range(120_000)), 1)),
-        "images of 4 GiB": (images, npz(header((2**22, 32, 32, 1)), 4096 - 1)),
-        "an array of 1 PiB": (images, npz(header((2**50,)), 1)),
-        "texts of 1 TiB": (images, npz(header((2**20,), "<U262144"), 1)),
-        "a memo of 2^31": (weightscale_release.read_pickled, pickled + b"}r\xff\xff\xff\x7f."),
-        "a memo of 10^10": (weightscale_release.read_pickled, pickled + b"}p10000000000\n."),
-        "bytes of 2^62": (weightscale_release.read_pickled, pickled + b"\x8e" + (2**62).to_bytes(8, "little") + b"a."),
-        "bytes of 2^36": (weightscale_release.read_pickled, pickled + b"\x8e" + (2**36).to_bytes(8, "little") + b"a."),
-        "lists of lists": (weightscale_release.read_pickled, header((), "|O") + pickle.dumps(nested(), protocol=4)),
-        "a table of 2^31 rows": (table, parquet(2**31)),
-    }
-
-
 def nested() -> dict:
-    inner: list = [0.0]
-    for _ in range(30):
-        inner = [inner, inner]
-    return {"conv1.weight": inner}
+    numbers: list = [0.0]
+    for _ in range(40):
+        numbers = [numbers, numbers]
+    return {"conv1.weight": numbers}
 
 
-def tarred(content: bytes) -> object:
+def parquet() -> bytes:
+    buffer = io.BytesIO()
+    pd.DataFrame({"epoch": np.zeros(2**26 + 1, np.int8)}).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def bombs() -> Iterator[tuple[str, Callable, bytes]]:
+    """Each with the function that reads it."""
+    yield "tar of zeros, 64 GiB", tar, MIB * 2**16
+    yield "tar with a name of 8 GiB", tar, member("a.npy", 2**33, tarfile.GNUTYPE_LONGNAME) + MIB * 2**13
+    yield "tar with a file of 8 GiB", tar, member("a.npy", 2**33) + MIB * 2**13
+    yield "tar of eight files of 64 MiB", tar, b"".join(member(f"a{i}.npy", 2**26) + MIB * 64 for i in range(8))
+    yield "tar of seven files of 64 MiB", tar, b"".join(member(f"a{i}.npy", 2**26) + MIB * 64 for i in range(7))
+    yield "tar of one empty file a million times", tar, member("a.npy", 0) * 2**10
+    yield "images of 1 GiB", images, npz(npy((2**20, 32, 32, 1)), 1024)
+    yield "array of 1 PiB", images, npz(npy((2**50,)))
+    yield "array of 8 GiB", images, npz(npy((2**33,)))
+    yield "texts of 1 TiB", images, npz(npy((2**20,), "<U262144"))
+    yield "table of many rows", lambda content: table(content, "layers.parquet"), parquet()
+    yield "array in a run of 8 GiB", lambda content: table(content, "filters.npy"), npy((2**33,))
+    start = npy((), "|O") + b"\x80\x04}"
+    yield "memo of 2^31", read_pickled, start + b"r\xff\xff\xff\x7f."
+    yield "memo of 10^10", read_pickled, start + b"p10000000000\n."
+    yield "bytes of 2^62", read_pickled, start + b"\x8e" + (2**62).to_bytes(8, "little") + b"."
+    yield "bytes of 2^36", read_pickled, start + b"\x96" + (2**36).to_bytes(8, "little") + b"."
+    yield "lists of lists", read_pickled, npy((), "|O") + pickle.dumps(nested(), protocol=4)
+
+
+def tar(content: bytes) -> object:
     Path(sys.argv[1], "in.tar").write_bytes(content)
     return archive.import_(Path(sys.argv[1], "in.tar"), Path(sys.argv[1], "results"))
 
@@ -108,9 +94,22 @@ def images(content: bytes) -> object:
     return data.load("mnist", sys.argv[1], download=False)
 
 
-def table(content: bytes) -> object:
-    return archive._file(lambda name: content, "layers.parquet", archive.hashlib.sha256(content).hexdigest(), "run")
+def table(content: bytes, name: str) -> object:
+    return archive._file(lambda _: content, name, hashlib.sha256(content).hexdigest(), "run")
+
+
+def memory(key: str) -> int:
+    """Of /proc/self/status, in bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) << 10
 
 
 if __name__ == "__main__":
-    print("see main")
+    for name, read, content in bombs():
+        before = memory("VmRSS")
+        resource.setrlimit(resource.RLIMIT_DATA, (memory("VmData") + int(sys.argv[2]), resource.RLIM_INFINITY))
+        with contextlib.suppress(RwcError):
+            read(content)
+            sys.exit(f"{name}: it was taken")
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        print(f"{name}: {len(content)} bytes, peak {memory('VmHWM') - before >> 20} MiB")
