@@ -241,3 +241,20 @@ def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
         check_profile("papier")
     assert {"smoke", "quick", "reduced", "paper"} == set(PROFILES)
     assert all(known in str(error.value) for known in PROFILES)
+
+
+@pytest.mark.parametrize("values", [None, [], "model", 5, [["model", "resnet18"], ["dataset", "mnist"]]])
+def test_from_dict_refuses_what_is_no_dictionary(values):
+    with pytest.raises(ConfigError, match="not the fields of a run"):
+        RunConfig.from_dict(values)
+
+
+def test_names_of_fields_stay_in_one_line():
+    with pytest.raises(ConfigError, match=r"'a\\nb'"):
+        RunConfig.from_dict({**CONFIG.to_dict(), "a\nb": 1})
+
+
+def test_a_name_too_long_for_a_folder_is_refused():
+    assert len(dataclasses.replace(CONFIG, model="x" * 64, dataset="x" * 64, seed=2**63 - 1).name) < 250
+    with pytest.raises(ConfigError, match="64 at most"):
+        dataclasses.replace(CONFIG, model="x" * 65)
