@@ -17,8 +17,6 @@ import os
 import re
 import secrets
 import shutil
-import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,14 +25,15 @@ import numpy as np
 import pandas as pd
 
 from rwclib.config import RunConfig
-from rwclib.errors import ArchiveError, RunLockedError, RwcError
+from rwclib.errors import ArchiveError, RunLockedError, RwcError, one_line
 from rwclib.locks import Lock
 from rwclib.metrics import METRICS
 
 TABLES = ("layers.parquet", "epochs.parquet")
 FINAL = ("done", "diverged")
-_EXTRA = re.compile(r"[a-z][a-z0-9_]*\.(parquet|npy)")
-_LARGEST = 64 * 2**20  # bytes of one archive file that import accepts
+EXTRA = re.compile(r"[a-z][a-z0-9_]{0,99}\.(parquet|npy)")  # names of a run's files besides run.json
+_CELLS = 2**26  # numbers in a table
+_NUMBERS = {"layers.parquet": ("epoch", "depth", "size", *METRICS), "epochs.parquet": ("epoch", "test_top1")}
 
 
 @dataclass(frozen=True)
@@ -177,13 +176,15 @@ def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
         content = read("run.json")
         record = json.loads(content)
         config = RunConfig.from_dict(record["config"])
-        status, digests = record["status"], record["sha256"]
+        status, digests, known = (record[key] for key in ("status", "sha256", "provenance"))
         genuine = record["checksum"] == _checksum(record) and content == _text(record)
-    except (OSError, ValueError, KeyError, TypeError, RwcError) as error:
+        named = digests.keys() >= set(TABLES) and all(EXTRA.fullmatch(name) for name in digests)
+        times = known["n_train"], known["train_and_test_seconds"]
+        named = named and type(known["device"]) is str and all(type(number) in (int, float) for number in times)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RwcError) as error:
         raise ArchiveError(
-            f"{where}/run.json cannot be read ({error}); delete the directory and train the run again"
+            f"{where}/run.json cannot be read ({one_line(error)}); delete the directory and train the run again"
         ) from error
-    named = set(TABLES) <= set(digests) and all(_EXTRA.fullmatch(name) for name in digests)
     if not genuine or status not in FINAL or not named:
         raise ArchiveError(
             f"{where}/run.json was edited or damaged (it differs from its checksum); restore it or train the run again"
@@ -204,11 +205,36 @@ def _file(read: Callable[[str], bytes], name: str, digest: str, where: str) -> p
         raise ArchiveError(
             f"{where}/{name} was truncated or edited (its SHA-256 differs); restore it or train the run again"
         )
+    try:
+        return _parsed(content, name)
+    except Exception as error:  # made so, digest and all: NumPy and Arrow raise anything then
+        raise ArchiveError(
+            f"{where}/{name} is nothing that a run writes ({one_line(error)}); delete the run"
+        ) from error
+
+
+def _parsed(content: bytes, name: str) -> pd.DataFrame | np.ndarray:
+    from pyarrow import parquet
+
     buffer = io.BytesIO(content)
-    return np.load(buffer, allow_pickle=False) if name.endswith(".npy") else pd.read_parquet(buffer)
+    if name.endswith(".npy"):
+        array = np.load(buffer, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is no array")
+        return array
+    about = parquet.read_metadata(buffer)
+    rows = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
+    if max(rows, about.num_rows) * about.num_columns > _CELLS:
+        raise ValueError("it has too many rows")
+    table = pd.read_parquet(buffer)
+    for column in _NUMBERS.get(name, ()):
+        if table[column].dtype.kind not in "if":
+            raise ValueError(f"its column {column} holds no numbers")
+    return table
 
 
-def _parse(read: Callable[[str], bytes], where: str) -> Run:
+def parse(read: Callable[[str], bytes], where: str) -> Run:
+    """The run whose files `read` gives by name, checksums verified; `where` names it in an `ArchiveError`."""
     config, record = _record(read, where)
     found = {
         name.partition(".")[0]: _file(read, name, digest, where) for name, digest in sorted(record["sha256"].items())
@@ -218,7 +244,7 @@ def _parse(read: Callable[[str], bytes], where: str) -> Run:
 
 def read_dir(place: Path) -> Run:
     """The run in the directory `place`, checksums verified; `ArchiveError` names what is damaged."""
-    return _parse(lambda name: (place / name).read_bytes(), place.as_posix())
+    return parse(lambda name: (place / name).read_bytes(), place.as_posix())
 
 
 def read(results: Path, config: RunConfig) -> Run:
@@ -315,65 +341,3 @@ def damage(place: Path) -> list[str]:
 def verify(results: Path) -> list[str]:
     """One sentence per damaged file below `results`; empty if all is well."""
     return [problem for place in directories(results) for problem in damage(place)]
-
-
-def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lambda config: True) -> int:
-    """Write the finished runs below `results` into the tar `file`; returns how many. Damaged runs raise ArchiveError."""
-    buffer, count = io.BytesIO(), 0
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for place in directories(results):
-            run = read_dir(place)
-            if not wanted(run.config):
-                continue
-            for name in (*run.record["sha256"], "run.json"):
-                tar.add(place / name, f"{run.config.study}/{place.name}/{name}", recursive=False)
-            count += 1
-    write_atomically(Path(file), buffer.getvalue())
-    return count
-
-
-def import_(file: Path, results: Path) -> tuple[int, int]:
-    """Take the runs of the tar `file` into `results`; returns (new, already there).
-
-    Nothing is unpacked by tar: the files of each run are read, checked as a whole, and written like a new run.
-
-    Raises:
-        ArchiveError: the file is not a tar of runs, or a run in it is damaged; nothing has been written then.
-    """
-    contents: dict[str, dict[str, bytes]] = {}
-    try:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                parts = PurePosixPath(member.name).parts
-                if (
-                    len(parts) != 3
-                    or not (parts[2] == "run.json" or _EXTRA.fullmatch(parts[2]))
-                    or not member.isreg()
-                    or member.size > _LARGEST
-                ):
-                    raise ArchiveError(f"{file} holds {member.name!r}, which is no file of a run; nothing was imported")
-                if contents.setdefault("/".join(parts[:2]), {}).setdefault(parts[2], b""):
-                    raise ArchiveError(f"{file} holds {member.name!r} twice; nothing was imported")
-                contents["/".join(parts[:2])][parts[2]] = tar.extractfile(member).read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        why = " ".join(str(error).split())
-        raise ArchiveError(f"{file} is not a readable tar of runs ({why}); export it again") from error
-
-    def reader(files: dict[str, bytes]) -> Callable[[str], bytes]:
-        def read_member(name: str) -> bytes:
-            if name not in files:
-                raise FileNotFoundError(2, "missing in the tar")
-            return files[name]
-
-        return read_member
-
-    runs = [(_parse(reader(files), where), files) for where, files in contents.items()]
-    new = [(run, files) for run, files in runs if not is_finished(results, run.config)]
-    for run, files in new:
-        with Lock(lock_path(results, run.config)):
-            if is_finished(results, run.config):  # another process was faster
-                continue
-            remove_parts(results, run.config)
-            for name in (*run.record["sha256"], "run.json"):
-                write_atomically(run_dir(results, run.config) / name, files[name])
-    return len(new), len(runs) - len(new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import typer
 import rwclib
 from rwclib.cli_stores import AsJson, DataDir, Results, data_app, existing, results_app
 from rwclib.config import ENGINES, PRIORITIES, PROFILES
-from rwclib.errors import ConfigError, RwcError
+from rwclib.errors import ConfigError, RwcError, one_line
 from rwclib.studies import STUDIES
 
 START = rwclib.STARTED
@@ -41,18 +42,24 @@ Checkpoint = Annotated[float, typer.Option(min=0, help="Least seconds between ch
 def main() -> None:
     """Entry point of `rwc` and of `python -m rwclib`."""
     debug = "--debug" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     sys.argv = _join_parameters([argument for argument in sys.argv if argument != "--debug"])
     try:
         app()
     except RwcError as error:
         if debug:
             raise
-        print(f"rwc: {error}", file=sys.stderr)
+        print(f"rwc: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except (OSError, RuntimeError) as error:  # a full disk, GPU memory, torch.compile
+    except (
+        OSError,
+        RuntimeError,
+        UnicodeError,
+    ) as error:  # a full disk, GPU memory, torch.compile, a file that is no text
         if debug:
             raise
-        print(f"rwc: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where", file=sys.stderr)
+        print(f"rwc: {type(error).__name__}: {one_line(error)}; --debug shows where", file=sys.stderr)
         sys.exit(1)
 
 

@@ -141,8 +141,9 @@ class RunConfig:
             if getattr(self, name) not in known:
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         for name in ("study", "model", "dataset"):
-            if not getattr(self, name).replace("_", "").isalnum() or not getattr(self, name).isascii():
-                raise ConfigError(f"{name} must consist of letters, digits and _, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not value.replace("_", "").isalnum() or not value.isascii() or len(value) > 64:  # a folder's name
+                raise ConfigError(f"{name} must consist of letters, digits and _, 64 at most, not {value!r}")
 
         self._check_start()
 
@@ -169,9 +170,11 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: dict) -> RunConfig:
         """The config that `to_dict` gave `values`; `ConfigError` for unknown or missing fields."""
-        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(values, dict):
+            raise ConfigError(f"not the fields of a run but {type(values).__name__}")
+        unknown = sorted(repr(name) for name in set(values) - {f.name for f in dataclasses.fields(cls)})
         if unknown or not {"model", "dataset"} <= set(values):
-            raise ConfigError(f"not the fields of a run: {', '.join(sorted(unknown)) or 'model or dataset is missing'}")
+            raise ConfigError(f"not the fields of a run: {', '.join(unknown) or 'model or dataset is missing'}")
         return cls(**values)
 
     def canonical_json(self) -> str:

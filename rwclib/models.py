@@ -96,7 +96,8 @@ def _imagenet(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     try:
-        return get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
+        best = get_model_weights(name).DEFAULT
+        return best.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no connection; a digest that differs
         raise DataError(
             f"ImageNet weights of {name} cannot be downloaded ({error}); connect, or use init pretrained:DATASET"

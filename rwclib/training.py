@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from rwclib import archive, data, models, perturbation, weights
 from rwclib.checkpoint import EPOCH_COLUMNS, FILE, TEST_BATCH, State
 from rwclib.config import RunConfig
-from rwclib.errors import ArchiveError, ConfigError, DivergedError, OutOfTimeError
+from rwclib.errors import ArchiveError, ConfigError, DivergedError, OutOfTimeError, one_line
 from rwclib.locks import Lock
 from rwclib.measurement import measured
 from rwclib.metrics import METRICS
@@ -213,7 +213,7 @@ def _train(
             aside = checkpoint.with_suffix(".damaged")
             os.replace(checkpoint, aside)
             raise ArchiveError(
-                f"the checkpoint of {config.name} is damaged ({error}): moved to {aside.name}; call again to start the run anew"
+                f"the checkpoint of {config.name} is damaged ({one_line(error)}): moved to {aside.name}; call again to start the run anew"
             ) from error
 
     if state.snapshots and not state.snapshots.epochs:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from rwclib import RunConfig, archive, locks, training
+from rwclib import RunConfig, archive, exchange, locks, training
 from rwclib.errors import ArchiveError, OutOfTimeError, RunLockedError
 from rwclib.sweep import run_all
 
@@ -87,7 +87,7 @@ def world(tmp_path_factory):
     for _ in range(3 * (4 + 1)):
         with pytest.raises(OutOfTimeError):
             training.run(FIRST, results=folder / "brink", threads=1, deadline=0.0)
-    assert archive.export(folder / "results", folder / "runs.tar.gz") == len(CONFIGS)
+    assert exchange.export(folder / "results", folder / "runs.tar.gz") == len(CONFIGS)
     made = {config: numbers(folder / "results", config) for config in CONFIGS}
     assert any(name.endswith(".npy") for name in made[FIRST])
     found = World(folder / "results", folder / "brink", folder / "runs.tar.gz", made)
@@ -116,14 +116,14 @@ class Scene:
                 shutil.copytree(place, self.results / place.relative_to(world.results))
             self.finished = wanted
         if phase == "export":
-            archive.export(self.results, self.file, lambda config: config in OLD)
+            exchange.export(self.results, self.file, lambda config: config in OLD)
             self.before = self.file.read_bytes()
 
     def victim(self, **hurt: object) -> Victim:
         """The process at work."""
         task = {
-            "export": (archive.export, self.results, self.file),
-            "import": (archive.import_, self.world.tar, self.results),
+            "export": (exchange.export, self.results, self.file),
+            "import": (exchange.import_, self.world.tar, self.results),
         }.get(self.phase, (victims.train, FIRST, self.results))
         return Victim(self.folder / f"log{next(self.count)}", *task, **hurt)
 
@@ -135,7 +135,7 @@ class Scene:
 
     def _check_tar(self) -> None:
         with tempfile.TemporaryDirectory() as there:
-            assert archive.import_(self.file, Path(there)) == (len(CONFIGS), 0)
+            assert exchange.import_(self.file, Path(there)) == (len(CONFIGS), 0)
             assert contents(Path(there)) == contents(self.world.results)
 
     def check_next(self, **rights: object) -> None:
@@ -595,7 +595,7 @@ def test_a_damaged_tar_is_refused_or_gives_the_runs_as_they_were(times, world, t
         shutil.copy(world.tar, tar)
         (cut, flip)[tried % 2](tar, tar, rng)
         try:
-            message, imported = "", archive.import_(tar, results)
+            message, imported = "", exchange.import_(tar, results)
         except ArchiveError as error:
             message = str(error)
         if message:
