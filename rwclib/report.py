@@ -169,9 +169,9 @@ def _accuracies(study: str, epochs: pd.DataFrame) -> pd.DataFrame | None:
     table["dataset"] = [data.get(name).title for name in table["dataset"]]
     for name in table.columns[5:]:
         if pd.api.types.is_numeric_dtype(table[name]):
-            table[name] = ["-" if pd.isna(v) else f"{v:{'+' if name == 'miss' else ''}.1f}" for v in table[name]]
-    names = {kind: kind.replace("_top", " top-") for kind in table.columns[5:]}
-    return table.rename(columns={"dataset": "data set", "miss": "ours less published"} | names)
+            table[name] = ["-" if pd.isna(v) else f"{v:+.1f}" if name == "miss" else f"{v:.1f}" for v in table[name]]
+    names = {"dataset": "data set", "published": "published test top-1", "miss": "difference"}
+    return table.rename(columns=names).rename(columns=lambda name: name.replace("_top", " top-"))
 
 
 def _some(values: pd.Series) -> str:
@@ -196,11 +196,11 @@ def _runs(runs: pd.DataFrame) -> pd.DataFrame:
     for key, of in runs.groupby(keys, sort=False):
         model, dataset, profile, width, images, epochs, iterations, pixels = key
         length = f"{iterations:,} batches" if iterations else f"{epochs} epochs"
-        size = f"width {width}, {images:,} images of {pixels} px, {length}"
+        size = f"width {width}, {images:,} images{f' of {pixels} px' if pixels != 32 else ''}, {length}"
         rows.append({
-            "model": model, "data set": data.get(dataset).title, "profile": profile, "size": size, "runs": str(len(of)),
-            "seeds": _some(of["seed"]), "hours": f"{of['train_and_test_seconds'].sum() / 3600:.2f}",
-            "device": _some(of["device"]), "precision": _some(of["precision"]), "threads": _some(of["threads"]),
+            "model": model, "data set": dataset, "profile": profile, "size": size, "runs": str(len(of)),
+            "seeds": _some(of["seed"]), "minutes": f"{of['train_and_test_seconds'].sum() / 60:.1f}",
+            "device": _some(of["device"]), "precision": _some(of["precision"]),
             "data digest": _some(of["data_digest"]), "trained": _days(of),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -234,7 +234,10 @@ def page(results: Path, profile: str = "best", figures: Path | None = None) -> s
     shelf, parts, everything = books(figures), [], []
     for number, name in enumerate(studies.STUDIES, 1):
         found = studies.get(name).tables(results, profile)
-        runs = found.runs.drop_duplicates("hash") if len(found.runs) else found.runs
+        runs = found.runs
+        if len(runs):
+            titles = [data.get(dataset).title for dataset in runs["dataset"]]
+            runs = runs.assign(dataset=titles).drop_duplicates("hash")
         everything.append(runs)
         table = studies.get(name, "claims").verdicts(found)
         counts = pd.crosstab(table["definition"], table["verdict"]).reindex(columns=list(VERDICTS), fill_value=0)
@@ -249,7 +252,7 @@ def page(results: Path, profile: str = "best", figures: Path | None = None) -> s
     )
     environment.filters["inline"] = _inline
     template = environment.from_string(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
-    versions = ["rwclib", "torch", "numpy", "python", "platform", "engine", "threads"]
+    versions = ["rwclib", "torch", "numpy", "python", "platform", "device", "engine", "threads"]
     return template.render(
         studies=parts, verdicts=VERDICTS, profile=profile, profiles=PROFILES, runs=runs, cards=scorecards, version=rwclib.__version__,
         repository=notebooks.REPOSITORY, others=[book for book in shelf if not 0 < book.study <= len(parts)],
