@@ -276,7 +276,8 @@ def test_an_empty_archive_and_a_notebook_without_outputs_are_said_to_be_so(tmp_p
     assert all("not run" in text for text in verdicts)
 
 
-def test_prose_numbers_and_profile_of_a_notebook_go_with_its_figure(tmp_path, shelf):
+def test_prose_numbers_and_profile_of_a_notebook_go_with_its_figure(tmp_path, shelf, monkeypatch):
+    monkeypatch.setattr(studies, "STUDIES", ("softness",))
     prose = "## Part\n\nClaim *L1* on $\\lVert w_{t-1} \\rVert_1$, see [05](05_x.ipynb).\n\n$\\frac{1}{2}$"
     page = Page(
         report.page(tmp_path, profile="quick", figures=shelf(prose=prose, text="a  b\n1  2\n", profile="smoke"))
