@@ -115,7 +115,7 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
     tables = [_layer_means(layers, group, metric) for group in comparison.groups]
     seeds = sorted(set.intersection(*(set(table.index) for table in tables)))
     if not seeds:
-        return _NOT_RUN
+        return NOT_RUN
     tables, rng, (forward, back) = [t.loc[seeds] for t in tables], np.random.default_rng(0), comparison.scales
     weights = [
         _sizes(layers, group)[t.columns].to_numpy() if comparison.weighted else np.ones(t.shape[1])
@@ -148,8 +148,8 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
     }  # fmt: skip
 
 
-_NOT_RUN = {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "not run", "seeds": 0, "resampled": "-"}
-_NO_INTERVAL = _NOT_RUN | {"verdict": "unclear", "seeds": 1}
+NOT_RUN = {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "not run", "seeds": 0, "resampled": "-"}
+_NO_INTERVAL = NOT_RUN | {"verdict": "unclear", "seeds": 1}
 
 
 def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
@@ -160,7 +160,7 @@ def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
     """
     rows = epochs[(epochs["model"] == part.model) & (epochs["dataset"] == part.dataset)]
     if rows.empty:
-        return _NOT_RUN
+        return NOT_RUN
     misses = rows.sort_values("epoch").groupby("seed")[part.kind].last().to_numpy() - part.published
     if len(misses) == 1:
         return _NO_INTERVAL | {"effect": float(misses[0])}

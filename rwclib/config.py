@@ -25,7 +25,7 @@ ENGINES = {  # how the steps of a run are executed; no part of a RunConfig
 }
 
 PRIORITIES = {  # orders of a sweep's runs
-    "seeds": "every model and data set gets its first seed before any gets its second",
+    "seeds": "every model and data set (and length, of runs of so many iterations) gets its first seed before any gets its second",
     "shortest": "the same, and the shortest runs first among equals",
     "longest": "the same, and the longest first: least idle time at the end",
 }
@@ -182,6 +182,10 @@ class RunConfig:
             if field.name != "study" and not ("neutral" in field.metadata and value == field.metadata["neutral"]):
                 values[field.name] = value
         return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    def epochs_over(self, images: int) -> int:
+        """Epochs over so many training images: `epochs`, or those that `iterations` begin."""
+        return -(-self.iterations // -(-images // self.batch_size)) if self.iterations else self.epochs
 
     @property
     def hash(self) -> str:

@@ -340,7 +340,7 @@ def lenet5(num_classes: int, in_channels: int, width: int) -> nn.Module:
 
 @network(groups=lambda layer: "conv" if layer.startswith("conv") else "fc")
 def softness_cnn(num_classes: int, in_channels: int, width: int) -> nn.Module:
-    """Study 4's network: 4 weight tensors, 312,166 parameters at width 64, three input channels and 10 classes.
+    """Study 4's network: 4 weight tensors, 311,982 parameters at width 64, three input channels and 10 classes.
 
     Two 5x5 convolutions of 16 and 36 filters, each with ReLU and 2x2 max-pooling, then linear layers 2304-128-classes. The
     paper gives the layers and the first one's 16 filters; the rest is as in the TensorFlow tutorial of its time that its

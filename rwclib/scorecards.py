@@ -19,7 +19,8 @@ def interval_text(seeds: int, resampled: str) -> str:
         return f"none ({seeds} seed)" if seeds else "-"
     if resampled == "layers":
         return f"95%, over layers of {seeds} seed"
-    return f"range of {seeds} {resampled}" if seeds < 4 else f"95%, over {seeds} {resampled}"
+    share, _, what = resampled.rpartition(" of ")
+    return f"range of {seeds} {what}" if seeds < 4 else f"{share or '95%'}, over {seeds} {what}"
 
 
 def _finding(row: pd.Series) -> str:

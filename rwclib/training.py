@@ -214,7 +214,7 @@ def _train(
         model, state.optimizer, state.sums, batch_size=config.batch_size, precision=config.precision, engine=engine
     )
     per_epoch = -(-len(train_set) // config.batch_size)
-    epochs = -(-config.iterations // per_epoch) if config.iterations else config.epochs
+    epochs = config.epochs_over(len(train_set))
     saved, began = time.monotonic(), time.perf_counter()
 
     def between_batches() -> None:
