@@ -11,6 +11,7 @@ import binascii
 import html
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import pandas as pd
 
 import rwclib
 from rwclib import data, notebooks, scorecards, studies
-from rwclib.config import PROFILES
+from rwclib.config import PROFILES, RunConfig
 from rwclib.errors import ConfigError, NotebookError
+from rwclib.studies import base
 
 PAPERS = {  # title and address of each study's paper
     "layerwise": ("Layer-wise weight change", "https://arxiv.org/abs/2011.06735"),
@@ -189,6 +191,16 @@ def _days(group: pd.DataFrame) -> str:
     return first if first == last else f"{first} to {last}"
 
 
+def _behind(planned: Callable[..., list[RunConfig]], judged: pd.DataFrame, results: Path, profile: str) -> pd.DataFrame:
+    """All of a study's runs: those that its claims are judged on, and those that only a figure shows."""
+    known = set(judged.get("hash", ()))
+    rest = base.load(lambda name, **_: [run for run in planned(name) if run.hash not in known], results, profile).runs
+    runs = pd.concat([table for table in (judged, rest) if len(table)] or [judged], ignore_index=True)
+    if runs.empty:
+        return runs
+    return runs.assign(dataset=[data.get(name).title for name in runs["dataset"]]).drop_duplicates("hash")
+
+
 def _runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The study's runs by network, data set, profile and size."""
     rows = []
@@ -233,11 +245,9 @@ def page(results: Path, profile: str = "best", figures: Path | None = None) -> s
     """
     shelf, parts, everything = books(figures), [], []
     for number, name in enumerate(studies.STUDIES, 1):
-        found = studies.get(name).tables(results, profile)
-        runs = found.runs
-        if len(runs):
-            titles = [data.get(dataset).title for dataset in runs["dataset"]]
-            runs = runs.assign(dataset=titles).drop_duplicates("hash")
+        module = studies.get(name)
+        found = module.tables(results, profile)
+        runs = _behind(module.runs, found.runs, results, profile)
         everything.append(runs)
         table = studies.get(name, "claims").verdicts(found)
         counts = pd.crosstab(table["definition"], table["verdict"]).reindex(columns=list(VERDICTS), fill_value=0)
