@@ -241,17 +241,20 @@ def load(configs: Iterable[RunConfig], results: Path, status: str | None = None)
     runs = [run for run in runs if status in (None, run.record["status"])]
     keys = ("study", "model", "dataset", "width", "seed")
 
-    def whose(table: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
-        return table.assign(**{key: getattr(config, key) for key in keys}, hash=config.hash)
+    def together(frames: list[tuple[RunConfig, pd.DataFrame]]) -> pd.DataFrame:
+        """One table, with whose run each row is."""
+        lengths = [len(table) for _, table in frames]
+        of = {key: np.repeat([getattr(config, key) for config, _ in frames], lengths) for key in (*keys, "hash")}
+        return pd.concat([table for _, table in frames], ignore_index=True).assign(**of)
 
     def tidy(part: str) -> pd.DataFrame:
-        frames = [whose(getattr(run, part), run.config) for run in runs]
+        frames = [(run.config, getattr(run, part)) for run in runs]
         columns = dict.fromkeys([*keys, "hash", "group", "layer"], "str") | {
             "epoch": "int32", "depth": "int32", "size": "int64", "seed": "int64"
         }  # fmt: skip
         columns |= dict.fromkeys(METRICS, "float64")
         empty = pd.DataFrame(columns=list(columns)).astype(columns)
-        return pd.concat(frames, ignore_index=True) if frames else empty
+        return together(frames) if frames else empty
 
     rows = [
         run.record["provenance"]
@@ -259,17 +262,17 @@ def load(configs: Iterable[RunConfig], results: Path, status: str | None = None)
         | run.config.to_dict()
         for run in runs
     ]
-    extra: dict[str, list[pd.DataFrame]] = {}
+    extra: dict[str, list[tuple[RunConfig, pd.DataFrame]]] = {}
     arrays = {}
     for run in runs:
         for name, found in run.extra.items():
             if isinstance(found, pd.DataFrame):
-                extra.setdefault(name, []).append(whose(found, run.config))
+                extra.setdefault(name, []).append((run.config, found))
             else:
                 arrays[run.config.hash, name] = found
     return Tables(
         pd.DataFrame(rows, columns=None if rows else list(keys)), tidy("layers"), tidy("epochs"),
-        {name: pd.concat(frames, ignore_index=True) for name, frames in extra.items()}, arrays,
+        {name: together(frames) for name, frames in extra.items()}, arrays,
     )  # fmt: skip
 
 

@@ -99,7 +99,8 @@ def _layer_means(layers: pd.DataFrame, group: Group, metric: str) -> pd.DataFram
     if group.third:
         thirds = np.array_split(np.sort(rows["depth"].unique()), 3)
         rows = rows[rows["depth"].isin(thirds[_THIRDS.index(group.third)])]
-    return rows.assign(value=rows[metric].where(np.isfinite(rows[metric]))).pivot_table("value", "seed", "layer")
+    finite = rows[metric].where(np.isfinite(rows[metric]))
+    return finite.groupby([rows["seed"], rows["layer"]]).mean().unstack().dropna(axis=1, how="all")
 
 
 def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
@@ -191,13 +192,14 @@ def details(
     rows = []
     keys = ["model", "dataset"] if "epoch" in layers else ["model", "dataset", "group"]
     here = {p: set(layers.loc[layers["profile"] == p, keys].itertuples(index=False, name=None)) for p in profiles}
+    split = dict(
+        iter(layers.groupby(["profile", "model", "dataset", "group"]))
+    )  # searched once, not for every comparison
     for claim in claims:
         groups = {(g.model, g.dataset, g.group) for part in claim.comparisons for g in getattr(part, "groups", ())}
         needed = claim.runs if "epoch" in layers else groups
         able = [p for p in profiles if needed <= here[p] and claim.profile in (None, p)]
-        of_layers, of_epochs = (
-            table[table["profile"] == able[-1]] if able else table.iloc[:0] for table in (layers, epochs)
-        )
+        of_epochs = epochs[epochs["profile"] == able[-1]] if able else epochs.iloc[:0]
         for metric, definition in metrics.items():
             for part in claim.comparisons:
                 if isinstance(part, Accuracy):
@@ -205,7 +207,8 @@ def details(
                         continue
                     found, definition = compare_accuracy(of_epochs, part), "-"
                 else:
-                    found = compare(of_layers, part, metric)
+                    keys = dict.fromkeys((able[-1] if able else "", g.model, g.dataset, g.group) for g in part.groups)
+                    found = compare(pd.concat([split.get(key, layers.iloc[:0]) for key in keys]), part, metric)
                 rows.append(
                     {"claim": claim.id, "definition": definition, "comparison": claim.label(part), "unit": part.unit}
                     | found

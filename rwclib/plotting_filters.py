@@ -92,7 +92,9 @@ def fit_bars(table: pd.DataFrame, *, title: str, caption: str, published: Mappin
                 marks = [(place, published[key]) for place, model in zip(x, models, strict=True)
                          if (key := f"{panel} {model} {image}") in published]  # fmt: skip
                 if marks:
-                    axes.plot(*zip(*marks, strict=True), "D", color="0.2", ms=5, mfc="none", label="published")
+                    axes.plot(
+                        *zip(*marks, strict=True), "D", color="0.1", ms=6, mfc="white", zorder=5, label="published"
+                    )
             axes.set(xticks=range(len(models)), ylim=(0, 1.02), title=panel)
             axes.set_xticklabels(models, rotation=30)
             axes.title.set_fontsize(9)

@@ -112,6 +112,12 @@ def _interval(draws: np.ndarray, share: float = 0.95) -> tuple[float, float, flo
     return float(draws[0]), *np.quantile(draws[1:], [(1 - share) / 2, (1 + share) / 2])
 
 
+def _label(part: Level) -> str:
+    """The comparison in words; of S1 and S2 with the iterations once."""
+    late, early = f" after {LATE:,}", f", {LATE:,} - {EARLY:,} iterations"
+    return part.a.name.replace(late, early) if part.b else part.label
+
+
 def details(found: archive.Tables) -> pd.DataFrame:
     """Every comparison of the claims, as `rwclib.claims.details`, on the profile that `softness.judged` names."""
     profile, rows = softness.judged(found), []
@@ -134,7 +140,7 @@ def details(found: archive.Tables) -> pd.DataFrame:
                     result = {"effect": effect, "low": low, "high": high, "verdict": part.verdict(low, high),
                               "seeds": len(found.runs), "resampled": f"{share:.0%} of sessions"}  # fmt: skip
                 rows.append(
-                    {"claim": claim.id, "definition": "-" if claim.id == "S1" else definition, "comparison": claim.label(part),
+                    {"claim": claim.id, "definition": "-" if claim.id == "S1" else definition, "comparison": _label(part),
                      "unit": part.unit, **result, "profile": profile or "-", "part": part}
                 )  # fmt: skip
     return pd.DataFrame(rows)
