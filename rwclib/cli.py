@@ -1,4 +1,4 @@
-"""The command `rwc`: train, sweep, reproduce, claims; `results` and `data` are in `cli_stores`."""
+"""The command `rwc`: train, sweep, reproduce, claims, report; `results` and `data` are in `cli_stores`."""
 
 from __future__ import annotations
 
@@ -313,6 +313,25 @@ def claims(
         print(table.to_json(orient="records", indent=1))
     else:
         print(scorecards.to_markdown(table) if form == "md" else scorecards.to_text(table))
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="The page to write.")] = Path("report.html"),
+    profile: Annotated[str, typer.Option(help="best, or " + _PROFILE_HELP)] = "best",
+    results: Results = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Folder of executed notebooks, as reproduce's OUTPUT [default: the repository's notebooks]."),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page to send to a colleague: scorecard, accuracies, figures, provenance."""
+    from rwclib import archive
+    from rwclib.report import page
+
+    content = page(existing(results or archive.default_results()), profile, figures).encode()
+    archive.write_atomically(file, content)
+    print(f"{file}: {len(content) / 1e6:.1f} MB")
 
 
 @app.command()
