@@ -116,11 +116,12 @@ def remove_parts(results: Path, config: RunConfig) -> None:
             part.unlink()
 
 
-def tidy(results: Path, config: RunConfig) -> None:
+def tidy(results: Path, config: RunConfig, *, checkpoint: bool = True) -> None:
     """Delete what a process that died just after it had finished this run left in the cache; nothing if one is at it."""
-    if cache_dir(results, config).exists() or lock_path(results, config).exists():
+    if lock_path(results, config).exists() or (checkpoint and cache_dir(results, config).exists()):
         with contextlib.suppress(RunLockedError, ArchiveError), Lock(lock_path(results, config)):
-            shutil.rmtree(cache_dir(results, config), ignore_errors=True)
+            if checkpoint:
+                shutil.rmtree(cache_dir(results, config), ignore_errors=True)
 
 
 def write(
@@ -366,6 +367,9 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
 
     runs = [(_parse(reader(files), where), files) for where, files in contents.items()]
     new = [(run, files) for run, files in runs if not is_finished(results, run.config)]
+    for run, _ in runs:
+        if is_finished(results, run.config):
+            tidy(results, run.config, checkpoint=False)
     for run, files in new:
         with Lock(lock_path(results, run.config)):
             if is_finished(results, run.config):  # another process was faster
