@@ -115,11 +115,12 @@ def remove_parts(results: Path, config: RunConfig) -> None:
             part.unlink()
 
 
-def tidy(results: Path, config: RunConfig) -> None:
+def tidy(results: Path, config: RunConfig, *, checkpoint: bool = True) -> None:
     """Delete what a process that died just after it had finished this run left in the cache; nothing if one is at it."""
-    if cache_dir(results, config).exists() or lock_path(results, config).exists():
+    if lock_path(results, config).exists() or (checkpoint and cache_dir(results, config).exists()):
         with contextlib.suppress(RunLockedError, ArchiveError), Lock(lock_path(results, config)):
-            shutil.rmtree(cache_dir(results, config), ignore_errors=True)
+            if checkpoint:
+                shutil.rmtree(cache_dir(results, config), ignore_errors=True)
 
 
 def write(

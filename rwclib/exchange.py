@@ -92,6 +92,9 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
         if where != f"{run.config.study}/{run.config.name}":
             raise ArchiveError(f"{file} holds {where}, a run of {run.config.study}; nothing was imported")
     new = [(run, files) for run, files in runs if not archive.is_finished(results, run.config)]
+    for run, _ in runs:
+        if archive.is_finished(results, run.config):
+            archive.tidy(results, run.config, checkpoint=False)
     for run, files in new:
         with Lock(archive.lock_path(results, run.config)):
             if archive.is_finished(results, run.config):  # another process was faster
