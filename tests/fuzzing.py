@@ -24,7 +24,7 @@ hypothesis.configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f
 CASES = {
     "configs": 2000, "records": 1000, "tables": 500, "tars": 1500, "damaged tars": 1500, "npz": 1500, "damaged npz": 4000,
     "pickles": 2500, "damaged pickles": 4000, "weights": 2500, "checkpoints": 600, "parameters": 1500, "notebooks": 500,
-    "command lines": 400,
+    "command lines": 300,
 }  # fmt: skip
 ODD = [
     "", ".", "..", "../..", ".cache", "a/b", "/etc", "a\0b", "a\nb", "\ud800", "é", "x" * 300, "nan", "1e999", "'", "{}", "resnet18",

@@ -343,7 +343,7 @@ def test_a_checkpoint_without_its_notes_is_moved_aside(config, tmp_path, metadat
 
 
 @pytest.mark.parametrize(
-    "change", [{"epoch": 2}, {"epoch": "1"}, {"batch": -1}, {"batch": None}, {"seconds": []}, {"spent": "x"}]
+    "change", [{"epoch": 2}, {"epoch": "1"}, {"batch": -1}, {"batch": None}, {"seconds": [1.0]}, {"spent": "x"}]
 )
 def test_a_checkpoint_whose_epochs_do_not_add_up_is_refused(config, tmp_path, change):
     with pytest.raises(OutOfTimeError):
