@@ -8,5 +8,5 @@ from rwclib.config import RunConfig
 from rwclib.errors import RwcError
 from rwclib.tracker import RWCTracker
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = ["RWCTracker", "RunConfig", "RwcError", "__version__"]
