@@ -102,7 +102,7 @@ def results_recheck(
     profile: Annotated[str | None, typer.Option(help="[default: the cheapest one that the archive has]")] = None,
     longest: Annotated[
         float, typer.Option(min=0, help="Draw no run that took more seconds, with those it starts from.")
-    ] = 25.0,
+    ] = 20.0,
     results: Results = None,
     data_dir: DataDir = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at once [default: one per core].")] = None,
@@ -132,7 +132,11 @@ def results_recheck(
             f"no runs of {'profile ' + profile if profile else 'any profile'} in {folder}; name another folder or profile"
         )
     choice = recheck.choose(configs, folder, sample, seed, data_dir=data_dir, longest=longest)
-    print(f"profile {name}, seed {seed}: {len(choice.runs)} of {len(configs)} archived runs")
+    more = len(choice.runs) - len(choice.drawn)
+    print(
+        f"profile {name}, seed {seed}: {len(choice.drawn)} of {len(configs)} archived runs"
+        + (f", and {more} that these start from" if more else "")
+    )
     for reason, count in choice.left_out.items():
         print(f"not drawn: {count} that {reason}")
     if not choice.runs:

@@ -11,10 +11,9 @@ the median. Then
 1. drift is at most `FLOOR * GROWTH` (1%) in the first epoch, grows at most `GROWTH`-fold in an epoch of up to 16 batches,
    accordingly more in a longer one, and stays below `FARTHEST`: another learning rate, start, order or augmentation shows
    in the first epochs, before rounding does;
-2. no difference is more than `APART` times the drift, or `APART * FLOOR` (0.1%) where the drift is less than `FLOOR`: an
-   edited table, or one measure that is computed differently, stands out;
-3. accuracies are within `POINTS` points, and rule 2 holds for their differences beyond one point, as a share of 100;
-4. epochs, layers, groups, sizes and whether the run diverged are equal.
+2. no difference is more than `APART` times the drift, or `APART * FLOOR` (0.2%) where the drift is less than `FLOOR`: an
+   edited table, or one measure that is computed differently, stands out (of accuracies the points beyond one, over 100);
+3. epochs, layers, groups, sizes and whether the run diverged are equal.
 
 A run that starts from another's weights begins with that one's drift.
 """
@@ -38,7 +37,7 @@ from rwclib.config import RunConfig
 from rwclib.parents import generations
 from rwclib.sweep import run_all
 
-FLOOR, GROWTH, FARTHEST, APART, POINTS = 1e-6, 1e4, 0.9, 1e3, 30.0
+FLOOR, GROWTH, FARTHEST, APART = 1e-6, 1e4, 0.9, 2e3
 DRIFT = ("rwc", "l2_ratio", "rwc_median")  # the columns of `layers` that drift is taken from
 KINDS = {  # of columns, by a pattern of their names; what is not here is called change
     "elementwise": "rwc_elementwise",
@@ -81,8 +80,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Choice:
-    """Runs drawn for a recheck, and how many runs could not be drawn for each reason."""
+    """Runs drawn for a recheck, the same with those they start from, and how many could not be drawn for each reason."""
 
+    drawn: list[RunConfig]
     runs: list[RunConfig]
     left_out: dict[str, int]
 
@@ -132,8 +132,8 @@ def choose(
             left_out[f"took more than {longest:g} s"] += 1
         else:
             pool.append(config)
-    drawn = np.random.default_rng(seed).permutation(len(pool))[:count]
-    return Choice([pool[i] for i in drawn], dict(left_out))
+    drawn = [pool[i] for i in np.random.default_rng(seed).permutation(len(pool))[:count]]
+    return Choice(drawn, list(dict.fromkeys(c for config in drawn for c in lineage(config, known))), dict(left_out))
 
 
 def recheck(
@@ -275,13 +275,12 @@ def _apart(old: pd.Series, new: pd.Series, scale: float | None) -> np.ndarray:
 def _allowed(table: pd.DataFrame, drift: float, growth: float) -> tuple[pd.Series, float]:
     """What the tolerance allows for each row of `differences`, and the drift at the end."""
     allowed = pd.Series(0.0, index=table.index)
-    for epoch, rows in table.groupby("epoch"):
+    for _, rows in table.groupby("epoch"):
         typical = rows["typical"].dropna().median()  # of the three columns of `DRIFT`
         most = min(FARTHEST, growth * max(FLOOR, drift))
         drift = max(drift, 0.0 if np.isnan(typical) else typical)
         allowed[rows.index] = APART * max(FLOOR, drift)
         if drift > most:
             allowed[rows.index[rows["typical"].notna()]] = most
-        points = rows.index[rows["kind"] == "accuracies"]
-        allowed[points] = np.minimum(allowed[points] + 0.01, POINTS / 100)
+        allowed[rows.index[rows["kind"] == "accuracies"]] += 0.01
     return allowed, drift
