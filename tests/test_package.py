@@ -15,7 +15,11 @@ import rwclib
 from .conftest import ROOT
 
 HEAVY = ("torchvision", "timm", "sklearn", "statsmodels", "matplotlib")
-BUNDLED = ("rwclib/fashion_mnist_sample.npz", "rwclib/studies/softness_birds.npy", "rwclib/studies/layerwise_published.csv")
+BUNDLED = (
+    "rwclib/fashion_mnist_sample.npz",
+    "rwclib/studies/softness_birds.npy",
+    "rwclib/studies/layerwise_published.csv",
+)
 
 
 def python(code, *arguments, executable=sys.executable, **options):
