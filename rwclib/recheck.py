@@ -8,7 +8,7 @@ decide, the median), relative to the larger of the two numbers. How far the two 
 the largest so far of two medians over the layers: that of the differences in `rwc`, `l2_ratio` and `rwc_median` (of these
 three the middle one), and `NORMS` times that in `l2_norm`. Then
 
-1. drift is at most `FLOOR * GROWTH` (3%) in the first epoch, grows at most `GROWTH`-fold in an epoch of up to 16 batches,
+1. drift is at most `FLOOR * GROWTH` (5%) in the first epoch, grows at most `GROWTH`-fold in an epoch of up to 16 batches,
    accordingly more in a longer one, and stays below `FARTHEST`: another learning rate or another start shows before
    rounding does;
 2. no difference is more than `APART` times the drift, or `APART * FLOOR` (0.2%) where the drift is less than `FLOOR`: an
@@ -16,8 +16,8 @@ three the middle one), and `NORMS` times that in `l2_norm`. Then
 3. epochs, layers, groups, sizes and whether the run diverged are equal.
 
 Measured on archived runs of the quick profile with 1 and 2 threads, drift after the first epoch was at most 0.00001% (six
-LeNets), 0.008% (four AlexNets), 0.3% (three VGG-19) and 0.9% (three ResNet-18), and at least 10% between two seeds; the
-largest difference was 0.5 of what rule 2 allowed with half of `APART`.
+LeNets), 0.008% (four AlexNets), 0.3% (three VGG-19) and 0.9% (three ResNet-18; 2% in a toy one), and between two seeds at
+least 10%; no difference was more than a quarter of what rule 2 allows.
 
 A run that starts from another's weights begins with that one's drift.
 """
@@ -41,7 +41,7 @@ from rwclib.config import RunConfig
 from rwclib.parents import generations
 from rwclib.sweep import run_all
 
-FLOOR, GROWTH, FARTHEST, APART, NORMS = 1e-6, 3e4, 0.9, 2e3, 100
+FLOOR, GROWTH, FARTHEST, APART, NORMS = 1e-6, 5e4, 0.9, 2e3, 100
 DRIFT = ("rwc", "l2_ratio", "rwc_median")  # the columns of `layers` that drift is taken from
 KINDS = {  # of columns, by a pattern of their names; what is not here is called change
     "elementwise": "rwc_elementwise",
@@ -288,4 +288,4 @@ def _allowed(table: pd.DataFrame, drift: float, growth: float) -> tuple[pd.Serie
         if drift > most:
             allowed[typical.index] = np.where(norm[typical.index], most / NORMS, most)
         allowed[rows.index[rows["kind"] == "accuracies"]] += 0.01
-    return allowed, drift
+    return allowed, float(drift)

@@ -20,7 +20,8 @@ needs_sets = pytest.mark.skipif(not HERE, reason="the image sets of the archive 
 @pytest.fixture(scope="module")
 def runs(config):
     """A ResNet; a LeNet with snapshots, and what starts from it after a flip of signs; LeNet by iterations."""
-    lenet = replace(config, model="lenet5", width=64, lr=0.01, snapshot_every=1)
+    config = replace(config, lr=0.01)
+    lenet = replace(config, model="lenet5", width=64, snapshot_every=1)
     child = replace(lenet, parent=lenet.hash, perturbation="flip_sign", epochs=2)
     return [config, lenet, child, replace(lenet, snapshot_every=0, epochs=1, iterations=11)]
 
@@ -80,7 +81,7 @@ def test_a_number_altered_by_one_percent_is_found_out_and_named(runs, results, w
         assert honest.extra["features"]["correlation"].abs().max() > 1e-3
     found = recheck.compare(edited(honest, table, column, epoch, 1 / 0.99, one_row=what == "one layer"), honest)
     assert f"{honest.config.name} differs in {table}." in found.problem
-    allowed = 0.0003 if column == "l2_norm" else 0.002
+    allowed = 0.0005 if column == "l2_norm" else 0.002
     assert f", {column} of epoch {epoch}, by 0.01 where {allowed} is allowed" in found.problem
     assert found.line().startswith("differs ")
 
@@ -108,13 +109,13 @@ def test_drift_may_grow_as_rounding_does_and_not_start_as_other_code_does(runs, 
         return recheck.compare(honest, drifted(honest, *by), before).problem
 
     assert problem(1e-6, 1e-3, 0.3) == ""
-    assert problem(2e-2, 0.3, 0.8) == ""
-    assert "of epoch 1, by 0.048 where 0.03 is allowed" in problem(5e-2, 5e-2, 5e-2)
-    assert "of epoch 3, by 0.048 where 0.03 is allowed" in problem(0, 1e-7, 5e-2)
+    assert problem(4e-2, 0.3, 0.8) == ""
+    assert "of epoch 1, by 0.057 where 0.05 is allowed" in problem(6e-2, 6e-2, 6e-2)
+    assert "of epoch 3, by 0.057 where 0.05 is allowed" in problem(0, 1e-7, 6e-2)
     assert problem(0.1, 0.1, 0.1, before=1e-3) == ""  # starts from weights that drifted already
     assert "where 0.9 is allowed" in problem(1e-3, 0.5, 20)
     start = recheck.compare(honest, edited(honest, "layers", "l2_norm", 1, 1.001)).problem
-    assert "l2_norm of epoch 1, by 0.001 where 0.0003 is allowed" in start
+    assert "l2_norm of epoch 1, by 0.001 where 0.0005 is allowed" in start
 
 
 def test_a_table_altered_in_the_archive_is_found_out_by_the_command(runs, results, tmp_path):
