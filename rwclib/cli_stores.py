@@ -103,6 +103,10 @@ def results_recheck(
     longest: Annotated[
         float, typer.Option(min=0, help="Draw no run that took more seconds, with those it starts from.")
     ] = 20.0,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Allow rounding alone: this machine and these versions trained the archive."),
+    ] = False,
     results: Results = None,
     data_dir: DataDir = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at once [default: one per core].")] = None,
@@ -142,7 +146,7 @@ def results_recheck(
     if not choice.runs:
         raise ArchiveError("none of the archived runs can be trained again here; see above what they need")
     with SweepProgress(choice.runs) as tell:
-        found = recheck.recheck(choice.runs, folder, data_dir=data_dir, jobs=jobs, progress=tell)
+        found = recheck.recheck(choice.runs, folder, data_dir=data_dir, jobs=jobs, progress=tell, strict=strict)
     for comparison in found:
         print(comparison.line())
     for comparison in found:

@@ -10,7 +10,8 @@ three the middle one), and `NORMS` times that in `l2_norm`. Then
 
 1. drift is at most `FLOOR * GROWTH` (5%) in the first epoch, grows at most `GROWTH`-fold in an epoch of up to 16 batches,
    accordingly more in a longer one, and stays below `FARTHEST`: another learning rate or another start shows before
-   rounding does;
+   rounding does. Another order of the images alone need not; `strict`, for the machine and versions that trained the
+   archive, allows no drift beyond `STRICT`;
 2. no difference is more than `APART` times the drift, or `APART * FLOOR` (0.2%) where the drift is less than `FLOOR`: an
    edited table, or one measure that is computed differently, stands out (of accuracies the points beyond one, over 100);
 3. epochs, layers, groups, sizes and whether the run diverged are equal.
@@ -42,6 +43,7 @@ from rwclib.parents import generations
 from rwclib.sweep import run_all
 
 FLOOR, GROWTH, FARTHEST, APART, NORMS = 1e-6, 5e4, 0.9, 2e3, 100
+STRICT = 1e-5
 DRIFT = ("rwc", "l2_ratio", "rwc_median")  # the columns of `layers` that drift is taken from
 KINDS = {  # of columns, by a pattern of their names; what is not here is called change
     "elementwise": "rwc_elementwise",
@@ -148,6 +150,7 @@ def recheck(
     jobs: int | None = None,
     executor: Executor | None = None,
     progress: Callable[[str, dict], None] | None = None,
+    strict: bool = False,
 ) -> list[Comparison]:
     """Train archived runs again, and those they start from, and compare all of them; the archive is only read.
 
@@ -157,6 +160,7 @@ def recheck(
         chosen: runs of the archive whose `lineage` is there too.
         results: the archive's folder.
         data_dir, jobs, executor, progress: as in `rwclib.sweep.run_all`.
+        strict: as in `compare`.
 
     Raises:
         ArchiveError: an archived run is damaged.
@@ -183,13 +187,19 @@ def recheck(
                     found.append(Comparison(name, problem=why))
                     continue
                 archived, again = (archive.read(place, config) for place in (results, Path(folder)))
-                found.append(compare(archived, again, drift.get(config.parent, 0.0)))
+                found.append(compare(archived, again, drift.get(config.parent, 0.0), strict))
                 drift[config.hash] = found[-1].drift
     return found
 
 
-def compare(archived: archive.Run, again: archive.Run, drift: float = 0.0) -> Comparison:
-    """Two trainings of one run; `drift` is that of the runs whose weights they start from."""
+def compare(archived: archive.Run, again: archive.Run, drift: float = 0.0, strict: bool = False) -> Comparison:
+    """Two trainings of one run.
+
+    Args:
+        archived, again: the two.
+        drift: that of the runs whose weights they start from.
+        strict: both were trained on the same machine with the same versions, so that they must not drift apart.
+    """
     name = f"{archived.config.study}/{archived.config.name}"
     old, new = archived.record, again.record
     if old["provenance"]["data_digest"] != new["provenance"]["data_digest"]:
@@ -204,7 +214,8 @@ def compare(archived: archive.Run, again: archive.Run, drift: float = 0.0) -> Co
     if unequal:
         return Comparison(name, seconds, drift, problem=f"{name} differs in {unequal}")
     per_epoch = -(-new["provenance"]["n_train"] // archived.config.batch_size)
-    table["allowed"], drift = _allowed(table, drift, GROWTH ** max(1, per_epoch / _BATCHES))
+    growth = GROWTH ** max(1, per_epoch / _BATCHES)
+    table["allowed"], drift = _allowed(table, drift, growth, STRICT if strict else FARTHEST)
     beyond = table[~(table["found"] <= table["allowed"])].sort_values("epoch", kind="stable")
     problem = ""
     if len(beyond):
@@ -276,12 +287,12 @@ def _apart(old: pd.Series, new: pd.Series, scale: float | None) -> np.ndarray:
     return np.where(same, 0.0, np.where(np.isfinite(found), found, np.inf))
 
 
-def _allowed(table: pd.DataFrame, drift: float, growth: float) -> tuple[pd.Series, float]:
+def _allowed(table: pd.DataFrame, drift: float, growth: float, farthest: float) -> tuple[pd.Series, float]:
     """What the tolerance allows for each row of `differences`, and the drift at the end."""
     allowed = pd.Series(0.0, index=table.index)
     for _, rows in table.groupby("epoch"):
         typical, norm = rows["typical"].dropna(), rows["column"] == "l2_norm"
-        most = min(FARTHEST, growth * max(FLOOR, drift))
+        most = min(farthest, growth * max(FLOOR, drift))
         if len(typical):
             drift = max(drift, typical[~norm].median(), min(FARTHEST, NORMS * typical[norm].max()))
         allowed[rows.index] = APART * max(FLOOR, drift)
