@@ -1,4 +1,5 @@
-"""Put the tables of `benchmarks/results/*.json` between README's speed marks: ratios only, with where and when they were measured.
+"""Put the tables of `benchmarks/results/*.json` between README's marks: of speed ratios only, with where and when they were
+measured, and of faults what was done to processes and files.
 
 python benchmarks/readme.py
 """
@@ -41,18 +42,34 @@ def section(results: Path = ROOT / "benchmarks" / "results") -> str:
     return "\n\n".join(parts)
 
 
+def faults(results: Path = ROOT / "benchmarks" / "results") -> str:
+    """The Markdown of what a green `make test-long` stored about the faults it made."""
+    if not (results / "faults.json").exists():
+        return "Not tested yet: `make test-long` does."
+    stored = json.loads((results / "faults.json").read_text())
+    lines = [["fault", "during", "what was done", "times", "at work", "afterwards"], ["---"] * 6]
+    for row in stored["rows"]:
+        lines.append([str(row[key]) for key in ("fault", "during", "how", "tried", "in_the_middle", "then")])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    kills = sum(row["in_the_middle"] for row in stored["rows"] if row["fault"] == "killed")
+    return (
+        f"Written by `make test-long`, which did all this to real processes ({stored['environment']}). {kills} kills hit a "
+        f"process at work. {stored['checked']}\n\n{table}"
+    )
+
+
 def _cell(value: object) -> str:
     return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
     readme = ROOT / "README.md"
-    text, found = re.subn(
-        r"(?s)(<!-- speed -->\n).*?(<!-- /speed -->)",
-        lambda marks: f"{marks[1]}{section()}\n{marks[2]}",
-        readme.read_text(),
-    )
-    assert found == 1, "README.md has no speed marks"
+    text = readme.read_text()
+    for name, content in {"speed": section(), "faults": faults()}.items():
+        parts = re.split(f"(<!-- /?{name} -->)", text)
+        assert parts[1::2] == [f"<!-- {name} -->", f"<!-- /{name} -->"], f"README.md has no {name} marks"
+        parts[2] = f"\n{content}\n"
+        text = "".join(parts)
     readme.write_text(text)
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import secrets
-import tarfile
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -25,14 +25,15 @@ import numpy as np
 import pandas as pd
 
 from rwclib.config import RunConfig
-from rwclib.errors import ArchiveError, RwcError
+from rwclib.errors import ArchiveError, RunLockedError, RwcError, one_line
 from rwclib.locks import Lock
 from rwclib.metrics import METRICS
 
 TABLES = ("layers.parquet", "epochs.parquet")
 FINAL = ("done", "diverged")
-_EXTRA = re.compile(r"[a-z][a-z0-9_]*\.(parquet|npy)")
-_LARGEST = 64 * 2**20  # bytes of one archive file that import accepts
+EXTRA = re.compile(r"[a-z][a-z0-9_]{0,99}\.(parquet|npy)")  # names of a run's files besides run.json
+_CELLS = 2**26  # numbers in a table
+_NUMBERS = {"layers.parquet": ("epoch", "depth", "size", *METRICS), "epochs.parquet": ("epoch", "test_top1")}
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,13 @@ def remove_parts(results: Path, config: RunConfig) -> None:
             part.unlink()
 
 
+def tidy(results: Path, config: RunConfig) -> None:
+    """Delete what a process that died just after it had finished this run left in the cache; nothing if one is at it."""
+    if cache_dir(results, config).exists() or lock_path(results, config).exists():
+        with contextlib.suppress(RunLockedError, ArchiveError), Lock(lock_path(results, config)):
+            shutil.rmtree(cache_dir(results, config), ignore_errors=True)
+
+
 def write(
     results: Path,
     config: RunConfig,
@@ -132,8 +140,7 @@ def write(
         write_atomically(place / name, content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     record = {"config": config.to_dict(), **record, "sha256": digests}
-    text = json.dumps({**record, "checksum": _checksum(record)}, indent=1, allow_nan=False)
-    write_atomically(place / "run.json", text.encode() + b"\n")
+    write_atomically(place / "run.json", _text({**record, "checksum": _checksum(record)}))
     return place
 
 
@@ -154,6 +161,11 @@ def _checksum(record: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _text(record: dict) -> bytes:
+    """`run.json`, byte for byte."""
+    return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
+
+
 def is_finished(results: Path, config: RunConfig) -> bool:
     """Whether the run is in the archive (`run.json` is written last)."""
     return (run_dir(results, config) / "run.json").exists()
@@ -161,20 +173,26 @@ def is_finished(results: Path, config: RunConfig) -> bool:
 
 def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
     try:
-        record = json.loads(read("run.json"))
+        content = read("run.json")
+        record = json.loads(content)
         config = RunConfig.from_dict(record["config"])
-        status, checksum, digests = record["status"], record["checksum"], record["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RwcError) as error:
+        status, digests, known = (record[key] for key in ("status", "sha256", "provenance"))
+        genuine = record["checksum"] == _checksum(record) and content == _text(record)
+        named = digests.keys() >= set(TABLES) and all(EXTRA.fullmatch(name) for name in digests)
+        times = known["n_train"], known["train_and_test_seconds"]
+        named = named and type(known["device"]) is str and all(type(number) in (int, float) for number in times)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RwcError) as error:
         raise ArchiveError(
-            f"{where}/run.json cannot be read ({error}); delete the directory and train the run again"
+            f"{where}/run.json cannot be read ({one_line(error)}); delete the directory and train the run again"
         ) from error
-    named = set(TABLES) <= set(digests) and all(_EXTRA.fullmatch(name) for name in digests)
-    if checksum != _checksum(record) or status not in FINAL or not named:
+    if not genuine or status not in FINAL or not named:
         raise ArchiveError(
-            f"{where}/run.json was edited or damaged (its checksum differs); restore it or train the run again"
+            f"{where}/run.json was edited or damaged (it differs from its checksum); restore it or train the run again"
         )
     if PurePosixPath(where).name != config.name:
-        raise ArchiveError(f"{where} holds the run {config.name}; rename the directory back or train the run again")
+        raise ArchiveError(
+            f"{where} holds the run {config.name}, says its run.json; put the right one back or train the run again"
+        )
     return config, record
 
 
@@ -187,11 +205,36 @@ def _file(read: Callable[[str], bytes], name: str, digest: str, where: str) -> p
         raise ArchiveError(
             f"{where}/{name} was truncated or edited (its SHA-256 differs); restore it or train the run again"
         )
+    try:
+        return _parsed(content, name)
+    except Exception as error:  # made so, digest and all: NumPy and Arrow raise anything then
+        raise ArchiveError(
+            f"{where}/{name} is nothing that a run writes ({one_line(error)}); delete the run"
+        ) from error
+
+
+def _parsed(content: bytes, name: str) -> pd.DataFrame | np.ndarray:
+    from pyarrow import parquet
+
     buffer = io.BytesIO(content)
-    return np.load(buffer, allow_pickle=False) if name.endswith(".npy") else pd.read_parquet(buffer)
+    if name.endswith(".npy"):
+        array = np.load(buffer, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is no array")
+        return array
+    about = parquet.read_metadata(buffer)
+    rows = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
+    if max(rows, about.num_rows) * about.num_columns > _CELLS:
+        raise ValueError("it has too many rows")
+    table = pd.read_parquet(buffer)
+    for column in _NUMBERS.get(name, ()):
+        if table[column].dtype.kind not in "if":
+            raise ValueError(f"its column {column} holds no numbers")
+    return table
 
 
-def _parse(read: Callable[[str], bytes], where: str) -> Run:
+def parse(read: Callable[[str], bytes], where: str) -> Run:
+    """The run whose files `read` gives by name, checksums verified; `where` names it in an `ArchiveError`."""
     config, record = _record(read, where)
     found = {
         name.partition(".")[0]: _file(read, name, digest, where) for name, digest in sorted(record["sha256"].items())
@@ -201,7 +244,7 @@ def _parse(read: Callable[[str], bytes], where: str) -> Run:
 
 def read_dir(place: Path) -> Run:
     """The run in the directory `place`, checksums verified; `ArchiveError` names what is damaged."""
-    return _parse(lambda name: (place / name).read_bytes(), place.as_posix())
+    return parse(lambda name: (place / name).read_bytes(), place.as_posix())
 
 
 def read(results: Path, config: RunConfig) -> Run:
@@ -241,17 +284,20 @@ def load(configs: Iterable[RunConfig], results: Path, status: str | None = None)
     runs = [run for run in runs if status in (None, run.record["status"])]
     keys = ("study", "model", "dataset", "width", "seed")
 
-    def whose(table: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
-        return table.assign(**{key: getattr(config, key) for key in keys}, hash=config.hash)
+    def together(frames: list[tuple[RunConfig, pd.DataFrame]]) -> pd.DataFrame:
+        """One table, with whose run each row is."""
+        lengths = [len(table) for _, table in frames]
+        of = {key: np.repeat([getattr(config, key) for config, _ in frames], lengths) for key in (*keys, "hash")}
+        return pd.concat([table for _, table in frames], ignore_index=True).assign(**of)
 
     def tidy(part: str) -> pd.DataFrame:
-        frames = [whose(getattr(run, part), run.config) for run in runs]
+        frames = [(run.config, getattr(run, part)) for run in runs]
         columns = dict.fromkeys([*keys, "hash", "group", "layer"], "str") | {
             "epoch": "int32", "depth": "int32", "size": "int64", "seed": "int64"
         }  # fmt: skip
         columns |= dict.fromkeys(METRICS, "float64")
         empty = pd.DataFrame(columns=list(columns)).astype(columns)
-        return pd.concat(frames, ignore_index=True) if frames else empty
+        return together(frames) if frames else empty
 
     rows = [
         run.record["provenance"]
@@ -259,84 +305,39 @@ def load(configs: Iterable[RunConfig], results: Path, status: str | None = None)
         | run.config.to_dict()
         for run in runs
     ]
-    extra: dict[str, list[pd.DataFrame]] = {}
+    extra: dict[str, list[tuple[RunConfig, pd.DataFrame]]] = {}
     arrays = {}
     for run in runs:
         for name, found in run.extra.items():
             if isinstance(found, pd.DataFrame):
-                extra.setdefault(name, []).append(whose(found, run.config))
+                extra.setdefault(name, []).append((run.config, found))
             else:
                 arrays[run.config.hash, name] = found
     return Tables(
         pd.DataFrame(rows, columns=None if rows else list(keys)), tidy("layers"), tidy("epochs"),
-        {name: pd.concat(frames, ignore_index=True) for name, frames in extra.items()}, arrays,
+        {name: together(frames) for name, frames in extra.items()}, arrays,
     )  # fmt: skip
 
 
-def verify(results: Path) -> list[str]:
-    """One sentence per damaged run directory below `results`; empty if all is well."""
+def damage(place: Path) -> list[str]:
+    """One sentence per damaged file of the run in the directory `place`; if it is run.json, for it alone."""
+
+    def read_file(name: str) -> bytes:
+        return (place / name).read_bytes()
+
+    try:
+        _, record = _record(read_file, place.as_posix())
+    except ArchiveError as error:
+        return [str(error)]
     problems = []
-    for place in directories(results):
+    for name, digest in sorted(record["sha256"].items()):
         try:
-            read_dir(place)
+            _file(read_file, name, digest, place.as_posix())
         except ArchiveError as error:
             problems.append(str(error))
     return problems
 
 
-def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lambda config: True) -> int:
-    """Write the finished runs below `results` into the tar `file`; returns how many. Damaged runs raise ArchiveError."""
-    buffer, count = io.BytesIO(), 0
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for place in directories(results):
-            run = read_dir(place)
-            if not wanted(run.config):
-                continue
-            for name in (*run.record["sha256"], "run.json"):
-                tar.add(place / name, f"{run.config.study}/{place.name}/{name}", recursive=False)
-            count += 1
-    write_atomically(Path(file), buffer.getvalue())
-    return count
-
-
-def import_(file: Path, results: Path) -> tuple[int, int]:
-    """Take the runs of the tar `file` into `results`; returns (new, already there).
-
-    Nothing is unpacked by tar: the files of each run are read, checked as a whole, and written like a new run.
-
-    Raises:
-        ArchiveError: the file is not a tar of runs, or a run in it is damaged; nothing has been written then.
-    """
-    contents: dict[str, dict[str, bytes]] = {}
-    try:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                parts = PurePosixPath(member.name).parts
-                if (
-                    len(parts) != 3
-                    or not (parts[2] == "run.json" or _EXTRA.fullmatch(parts[2]))
-                    or not member.isreg()
-                    or member.size > _LARGEST
-                ):
-                    raise ArchiveError(f"{file} holds {member.name!r}, which is no file of a run; nothing was imported")
-                if contents.setdefault("/".join(parts[:2]), {}).setdefault(parts[2], b""):
-                    raise ArchiveError(f"{file} holds {member.name!r} twice; nothing was imported")
-                contents["/".join(parts[:2])][parts[2]] = tar.extractfile(member).read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise ArchiveError(f"{file} is not a readable tar of runs ({error}); export it again") from error
-
-    def reader(files: dict[str, bytes]) -> Callable[[str], bytes]:
-        def read_member(name: str) -> bytes:
-            if name not in files:
-                raise FileNotFoundError(2, "missing in the tar")
-            return files[name]
-
-        return read_member
-
-    runs = [(_parse(reader(files), where), files) for where, files in contents.items()]
-    new = [(run, files) for run, files in runs if not is_finished(results, run.config)]
-    for run, files in new:
-        with Lock(lock_path(results, run.config)):
-            for name in (*run.record["sha256"], "run.json"):
-                write_atomically(run_dir(results, run.config) / name, files[name])
-    return len(new), len(runs) - len(new)
+def verify(results: Path) -> list[str]:
+    """One sentence per damaged file below `results`; empty if all is well."""
+    return [problem for place in directories(results) for problem in damage(place)]

@@ -99,7 +99,8 @@ def _layer_means(layers: pd.DataFrame, group: Group, metric: str) -> pd.DataFram
     if group.third:
         thirds = np.array_split(np.sort(rows["depth"].unique()), 3)
         rows = rows[rows["depth"].isin(thirds[_THIRDS.index(group.third)])]
-    return rows.assign(value=rows[metric].where(np.isfinite(rows[metric]))).pivot_table("value", "seed", "layer")
+    finite = rows[metric].where(np.isfinite(rows[metric]))
+    return finite.groupby([rows["seed"], rows["layer"]]).mean().unstack().dropna(axis=1, how="all")
 
 
 def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
@@ -115,7 +116,7 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
     tables = [_layer_means(layers, group, metric) for group in comparison.groups]
     seeds = sorted(set.intersection(*(set(table.index) for table in tables)))
     if not seeds:
-        return _NOT_RUN
+        return NOT_RUN
     tables, rng, (forward, back) = [t.loc[seeds] for t in tables], np.random.default_rng(0), comparison.scales
     weights = [
         _sizes(layers, group)[t.columns].to_numpy() if comparison.weighted else np.ones(t.shape[1])
@@ -148,8 +149,8 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
     }  # fmt: skip
 
 
-_NOT_RUN = {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "not run", "seeds": 0, "resampled": "-"}
-_NO_INTERVAL = _NOT_RUN | {"verdict": "unclear", "seeds": 1}
+NOT_RUN = {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "not run", "seeds": 0, "resampled": "-"}
+_NO_INTERVAL = NOT_RUN | {"verdict": "unclear", "seeds": 1}
 
 
 def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
@@ -160,7 +161,7 @@ def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
     """
     rows = epochs[(epochs["model"] == part.model) & (epochs["dataset"] == part.dataset)]
     if rows.empty:
-        return _NOT_RUN
+        return NOT_RUN
     misses = rows.sort_values("epoch").groupby("seed")[part.kind].last().to_numpy() - part.published
     if len(misses) == 1:
         return _NO_INTERVAL | {"effect": float(misses[0])}
@@ -191,13 +192,14 @@ def details(
     rows = []
     keys = ["model", "dataset"] if "epoch" in layers else ["model", "dataset", "group"]
     here = {p: set(layers.loc[layers["profile"] == p, keys].itertuples(index=False, name=None)) for p in profiles}
+    split = dict(
+        iter(layers.groupby(["profile", "model", "dataset", "group"]))
+    )  # searched once, not for every comparison
     for claim in claims:
         groups = {(g.model, g.dataset, g.group) for part in claim.comparisons for g in getattr(part, "groups", ())}
         needed = claim.runs if "epoch" in layers else groups
         able = [p for p in profiles if needed <= here[p] and claim.profile in (None, p)]
-        of_layers, of_epochs = (
-            table[table["profile"] == able[-1]] if able else table.iloc[:0] for table in (layers, epochs)
-        )
+        of_epochs = epochs[epochs["profile"] == able[-1]] if able else epochs.iloc[:0]
         for metric, definition in metrics.items():
             for part in claim.comparisons:
                 if isinstance(part, Accuracy):
@@ -205,7 +207,8 @@ def details(
                         continue
                     found, definition = compare_accuracy(of_epochs, part), "-"
                 else:
-                    found = compare(of_layers, part, metric)
+                    keys = dict.fromkeys((able[-1] if able else "", g.model, g.dataset, g.group) for g in part.groups)
+                    found = compare(pd.concat([split.get(key, layers.iloc[:0]) for key in keys]), part, metric)
                 rows.append(
                     {"claim": claim.id, "definition": definition, "comparison": claim.label(part), "unit": part.unit}
                     | found

@@ -1,7 +1,8 @@
-"""The command `rwc`: train, sweep, reproduce, claims; `results` and `data` are in `cli_stores`."""
+"""The command `rwc`: train, sweep, reproduce, claims, report; `results` and `data` are in `cli_stores`."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import typer
 import rwclib
 from rwclib.cli_stores import AsJson, DataDir, Results, data_app, existing, results_app
 from rwclib.config import ENGINES, PRIORITIES, PROFILES
-from rwclib.errors import ConfigError, RwcError
+from rwclib.errors import ConfigError, RwcError, one_line
 from rwclib.studies import STUDIES
 
 START = rwclib.STARTED
@@ -41,18 +42,24 @@ Checkpoint = Annotated[float, typer.Option(min=0, help="Least seconds between ch
 def main() -> None:
     """Entry point of `rwc` and of `python -m rwclib`."""
     debug = "--debug" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     sys.argv = _join_parameters([argument for argument in sys.argv if argument != "--debug"])
     try:
         app()
     except RwcError as error:
         if debug:
             raise
-        print(f"rwc: {error}", file=sys.stderr)
+        print(f"rwc: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except (OSError, RuntimeError) as error:  # a full disk, GPU memory, torch.compile
+    except (
+        OSError,
+        RuntimeError,
+        UnicodeError,
+    ) as error:  # a full disk, GPU memory, torch.compile, a file that is no text
         if debug:
             raise
-        print(f"rwc: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where", file=sys.stderr)
+        print(f"rwc: {type(error).__name__}: {one_line(error)}; --debug shows where", file=sys.stderr)
         sys.exit(1)
 
 
@@ -306,6 +313,25 @@ def claims(
         print(table.to_json(orient="records", indent=1))
     else:
         print(scorecards.to_markdown(table) if form == "md" else scorecards.to_text(table))
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="The page to write.")] = Path("report.html"),
+    profile: Annotated[str, typer.Option(help="best, or " + _PROFILE_HELP)] = "best",
+    results: Results = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Folder of executed notebooks, as reproduce's OUTPUT [default: the repository's notebooks]."),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page to send to a colleague: scorecard, accuracies, figures, provenance."""
+    from rwclib import archive
+    from rwclib.report import page
+
+    content = page(existing(results or archive.default_results()), profile, figures).encode()
+    archive.write_atomically(file, content)
+    print(f"{file}: {len(content) / 1e6:.1f} MB")
 
 
 @app.command()

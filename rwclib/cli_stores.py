@@ -62,11 +62,12 @@ def results_verify(results: Results = None) -> None:
     from rwclib import archive
 
     folder = existing(results or archive.default_results())
-    problems = archive.verify(folder)
-    for problem in problems:
+    damages = [archive.damage(place) for place in archive.directories(folder)]
+    for problem in (problem for problems in damages for problem in problems):
         print(problem, file=sys.stderr)
-    print(f"{len(archive.directories(folder)) - len(problems)} runs ok, {len(problems)} damaged")
-    raise typer.Exit(1 if problems else 0)
+    damaged = sum(map(bool, damages))
+    print(f"{len(damages) - damaged} runs ok, {damaged} damaged")
+    raise typer.Exit(1 if damaged else 0)
 
 
 @results_app.command("export")
@@ -76,10 +77,10 @@ def results_export(
     study: Annotated[str | None, typer.Option(help="Only this study's runs.")] = None,
 ) -> None:
     """Write the finished runs into one tar file."""
-    from rwclib import archive
+    from rwclib import archive, exchange
 
     folder = existing(results or archive.default_results())
-    count = archive.export(folder, file, lambda config: study in (None, config.study))
+    count = exchange.export(folder, file, lambda config: study in (None, config.study))
     print(f"{count} runs written to {file}")
 
 
@@ -88,9 +89,9 @@ def results_import(
     file: Annotated[Path, typer.Argument(help="A tar file that `rwc results export` wrote.")], results: Results = None
 ) -> None:
     """Take the runs of a tar file into the archive; all are checked first, and those already there are left alone."""
-    from rwclib import archive
+    from rwclib import archive, exchange
 
-    new, known = archive.import_(file, results or archive.default_results())
+    new, known = exchange.import_(file, results or archive.default_results())
     print(f"{new} runs imported, {known} were there already")
 
 

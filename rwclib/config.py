@@ -25,7 +25,7 @@ ENGINES = {  # how the steps of a run are executed; no part of a RunConfig
 }
 
 PRIORITIES = {  # orders of a sweep's runs
-    "seeds": "every model and data set gets its first seed before any gets its second",
+    "seeds": "every model and data set (and length, of runs of so many iterations) gets its first seed before any gets its second",
     "shortest": "the same, and the shortest runs first among equals",
     "longest": "the same, and the longest first: least idle time at the end",
 }
@@ -141,8 +141,9 @@ class RunConfig:
             if getattr(self, name) not in known:
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         for name in ("study", "model", "dataset"):
-            if not getattr(self, name).replace("_", "").isalnum() or not getattr(self, name).isascii():
-                raise ConfigError(f"{name} must consist of letters, digits and _, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not value.replace("_", "").isalnum() or not value.isascii() or len(value) > 64:  # a folder's name
+                raise ConfigError(f"{name} must consist of letters, digits and _, 64 at most, not {value!r}")
 
         self._check_start()
 
@@ -169,9 +170,11 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: dict) -> RunConfig:
         """The config that `to_dict` gave `values`; `ConfigError` for unknown or missing fields."""
-        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(values, dict):
+            raise ConfigError(f"not the fields of a run but {type(values).__name__}")
+        unknown = sorted(repr(name) for name in set(values) - {f.name for f in dataclasses.fields(cls)})
         if unknown or not {"model", "dataset"} <= set(values):
-            raise ConfigError(f"not the fields of a run: {', '.join(sorted(unknown)) or 'model or dataset is missing'}")
+            raise ConfigError(f"not the fields of a run: {', '.join(unknown) or 'model or dataset is missing'}")
         return cls(**values)
 
     def canonical_json(self) -> str:
@@ -182,6 +185,10 @@ class RunConfig:
             if field.name != "study" and not ("neutral" in field.metadata and value == field.metadata["neutral"]):
                 values[field.name] = value
         return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    def epochs_over(self, images: int) -> int:
+        """Epochs over so many training images: `epochs`, or those that `iterations` begin."""
+        return -(-self.iterations // -(-images // self.batch_size)) if self.iterations else self.epochs
 
     @property
     def hash(self) -> str:

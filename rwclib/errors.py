@@ -1,6 +1,11 @@
 """The errors rwclib raises on purpose: one sentence each, saying what is wrong, what was expected and what to do."""
 
 
+def one_line(error: object) -> str:
+    """An error's text, or any other, as it can stand in a sentence."""
+    return " ".join(str(error).split())
+
+
 class RwcError(Exception):
     """Base of every deliberate error; the command line prints its sentence and exits with `exit_code`."""
 

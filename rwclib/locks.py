@@ -53,7 +53,11 @@ class Lock:
             raise ArchiveError(
                 f"cannot write {self.path}: {error.strerror}; choose a folder that can be written"
             ) from error
-        threading.Thread(target=self._beat, daemon=True).start()
+        try:
+            threading.Thread(target=self._beat, daemon=True).start()
+        except BaseException:  # no memory for a thread
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -106,8 +110,16 @@ def live_owner(path: Path) -> str | None:
         return None
 
 
+# Others' locks: their last touch, and when by our monotonic clock we saw it first.
+_seen: dict[Path, tuple[int, float]] = {}
+
+
 def _live(content: str, path: Path) -> str | None:
-    if time.time() - os.stat(path).st_mtime > STALE:
+    status = os.stat(path)
+    touched, since = _seen.get(path, (None, 0.0))
+    if touched != status.st_mtime_ns:
+        touched, since = _seen[path] = status.st_mtime_ns, time.monotonic()
+    if max(time.time() - status.st_mtime, time.monotonic() - since) > STALE:  # the latter if clocks were set back
         return None
     try:
         owner = json.loads(content)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from rwclib.errors import ConfigError, NotebookError
+from rwclib.errors import ConfigError, NotebookError, one_line
 
 REPOSITORY = "https://github.com/rwclib/rwclib"  # the one place that knows the address
 
@@ -34,18 +37,24 @@ def parameters(path: Path) -> dict[str, object]:
     nbformat = _installed("nbformat")
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (OSError, ValueError) as error:
-        raise NotebookError(f"{path.name} is not a readable notebook ({error})") from error
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        sources = [str(cell.source) for cell in cells]
+    except Exception as error:  # nbformat checks little of what it reads
+        raise NotebookError(f"{path.name} is not a readable notebook ({one_line(error)})") from error
     if len(cells) != 1:
         raise NotebookError(
             f"{path.name} has {len(cells)} cells tagged `parameters`, expected one; tag the cell of settings"
         )
     try:
-        statements = ast.parse(cells[0].source).body
-        return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}
-    except (SyntaxError, ValueError, AttributeError) as error:
-        raise NotebookError(f"{path.name}: its parameters cell may only assign literals to names ({error})") from error
+        found = {}
+        for statement in _quietly(ast.parse, sources[0]).body:
+            (target,) = statement.targets
+            found[target.id] = ast.literal_eval(statement.value)
+        return found
+    except (*_NO_LITERAL, AttributeError) as error:
+        raise NotebookError(
+            f"{path.name}: its parameters cell may only assign literals to names ({one_line(error)})"
+        ) from error
 
 
 def _installed(name: str) -> ModuleType:
@@ -55,13 +64,22 @@ def _installed(name: str) -> ModuleType:
         raise NotebookError(f"notebooks need {name}; install it with `pip install 'rwclib[notebooks]'`") from error
 
 
+_NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)  # what ast raises of text that is none
+
+
+def _quietly(parse: Callable[[str], Any], text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of text that is no code
+        return parse(text)
+
+
 def parse_value(name: str, text: str, default: object) -> object:
     """The literal `text` as a value of the default's type; text itself where the default is text."""
     if isinstance(default, str):
         return text
     try:
-        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (SyntaxError, ValueError):
+        value = _quietly(ast.literal_eval, {"true": "True", "false": "False"}.get(text, text))
+    except _NO_LITERAL:
         value = text
     if type(value) is not type(default) and not (type(default) is float and type(value) is int):
         raise ConfigError(f"parameter {name} must be {type(default).__name__} like {default!r}, not {text!r}")

@@ -36,8 +36,7 @@ def forward_flops(model: str, dataset: str, width: int, image_size: int) -> int:
 
 def epochs(config: RunConfig) -> int:
     """Epochs of a run; of one of so many iterations those begun, of the official set's size where it uses all images."""
-    per_epoch = -(-(config.n_train or data.get(config.dataset).n_train) // config.batch_size)
-    return -(-config.iterations // per_epoch) if config.iterations else config.epochs
+    return config.epochs_over(config.n_train or data.get(config.dataset).n_train)
 
 
 def work(config: RunConfig) -> float:
@@ -45,7 +44,7 @@ def work(config: RunConfig) -> float:
     known = data.get(config.dataset)
     n_train, n_test = config.n_train or known.n_train, config.n_test or known.n_test
     trained = config.batch_size * config.iterations or n_train * config.epochs
-    images = (1 + _BACKWARD) * trained + n_test * epochs(config) + config.iterations // EVERY * IMAGES
+    images = (1 + _BACKWARD) * trained + n_test * epochs(config) + config.iterations // EVERY * min(IMAGES, n_test)
     return float(forward_flops(config.model, config.dataset, config.width, config.image_size)) * images
 
 

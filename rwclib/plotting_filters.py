@@ -86,15 +86,15 @@ def fit_bars(table: pd.DataFrame, *, title: str, caption: str, published: Mappin
         for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
             for i, image in enumerate(images):
                 of = table[(table["panel"] == panel) & (table["image"] == image)].set_index("model").loc[models]
-                x = np.arange(len(models)) + (i - 0.5) * 0.38
+                x = np.arange(len(models)) + (i - (len(images) - 1) / 2) * 0.38
                 axes.bar(x, of["r2"], 0.36, color=COLORS[i], label=image)
-                axes.errorbar(
-                    x, of["r2"], [of["r2"] - of["low"], of["high"] - of["r2"]], fmt="none", color="0.2", lw=1, capsize=2
-                )
+                axes.vlines(x, of["low"], of["high"], color="0.2", lw=1)
                 marks = [(place, published[key]) for place, model in zip(x, models, strict=True)
                          if (key := f"{panel} {model} {image}") in published]  # fmt: skip
                 if marks:
-                    axes.plot(*zip(*marks, strict=True), "D", color="0.2", ms=5, mfc="none", label="published")
+                    axes.plot(
+                        *zip(*marks, strict=True), "D", color="0.1", ms=6, mfc="white", zorder=5, label="published"
+                    )
             axes.set(xticks=range(len(models)), ylim=(0, 1.02), title=panel)
             axes.set_xticklabels(models, rotation=30)
             axes.title.set_fontsize(9)

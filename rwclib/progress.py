@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rwclib import data
 from rwclib.config import RunConfig
 
 
@@ -16,7 +17,7 @@ class SweepProgress:
     """`with SweepProgress(configs) as tell: run_all(configs, progress=tell)`."""
 
     def __init__(self, configs: Sequence[RunConfig]) -> None:
-        self._epochs = {config.name: config.epochs for config in configs}
+        self._epochs = {c.name: c.epochs_over(c.n_train or data.get(c.dataset).n_train) for c in configs}
         self._done = dict.fromkeys(self._epochs, 0)
         self._latest: dict[str, dict] = {}
         self._ended: set[str] = set()
@@ -38,7 +39,6 @@ class SweepProgress:
     def __call__(self, name: str, values: dict) -> None:
         if values:
             self._done[name], self._latest[name] = values["epoch"], values
-            self._epochs[name] = values["epochs"]  # of a run of so many iterations known only now
             if not self._console.is_terminal:
                 self._console.print(progress_line(name, values), soft_wrap=True)
         else:

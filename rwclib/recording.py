@@ -27,7 +27,9 @@ class Recorder:
         self._layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
         self.iterations: list[int] = []
         self.filters: dict[str, list[Tensor]] = {name: [] for name in self._layers}
-        self.hits: list[Tensor] = []  # on the device: nothing is read back before the end
+        # On the device, so that nothing is read back before the end, and in one piece: thousands of small tensors that stay
+        # keep the allocator from ever giving back what lies between them.
+        self._hits, self._taken = torch.zeros(last // EVERY, dtype=torch.int64, device=y.device), 0
 
     @torch.no_grad()
     def after(self, iteration: int) -> None:
@@ -39,18 +41,20 @@ class Recorder:
         if iteration % EVERY == 0:
             was_training = self._model.training
             self._model.eval()
-            self.hits.append((self._model(self._x).argmax(1) == self._y).sum())
+            self._hits[self._taken] = (self._model(self._x).argmax(1) == self._y).sum()
+            self._taken += 1
             self._model.train(was_training)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything recorded, for a checkpoint."""
         found = {"iterations": torch.tensor(self.iterations, dtype=torch.int64)}
-        found["hits"] = torch.stack(self.hits) if self.hits else torch.empty(0, dtype=torch.int64)
+        found["hits"] = self._hits[: self._taken]
         return found | {f"filters.{name}": torch.stack(kept) for name, kept in self.filters.items() if kept}
 
     def resume(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `tensors` gave."""
-        self.iterations, self.hits = tensors["iterations"].tolist(), list(tensors["hits"].to(self._y.device))
+        self.iterations, self._taken = tensors["iterations"].tolist(), len(tensors["hits"])
+        self._hits[: self._taken] = tensors["hits"]
         self.filters = {name: list(tensors.get(f"filters.{name}", ())) for name in self._layers}
 
     def results(self) -> dict[str, pd.DataFrame | np.ndarray]:
@@ -59,7 +63,7 @@ class Recorder:
         `accuracy`: a table of iteration and test_top1 (percent, over the images). `filters_iterations` (n,) int64, and per
         convolution `filters_<layer>` (n, filters, channels, height, width) float32.
         """
-        hits = torch.stack(self.hits).cpu().numpy() if self.hits else np.empty(0)
+        hits = self._hits[: self._taken].cpu().numpy()
         accuracy = {"iteration": EVERY * np.arange(1, len(hits) + 1), "test_top1": 100 * hits / len(self._y)}
         arrays = {f"filters_{name.replace('.', '_')}": torch.stack(kept).numpy() for name, kept in self.filters.items()}
         return {"accuracy": pd.DataFrame(accuracy), "filters_iterations": np.array(self.iterations), **arrays}

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+CIRCUMSTANCES = ("interval is", "profile", "training top-1", "data")
+
 
 def interval_text(seeds: int, resampled: str) -> str:
     """What an interval is, in words."""
@@ -17,20 +19,25 @@ def interval_text(seeds: int, resampled: str) -> str:
         return f"none ({seeds} seed)" if seeds else "-"
     if resampled == "layers":
         return f"95%, over layers of {seeds} seed"
-    return f"range of {seeds} {resampled}" if seeds < 4 else f"95%, over {seeds} {resampled}"
+    share, _, what = resampled.rpartition(" of ")
+    return f"range of {seeds} {what}" if seeds < 4 else f"{share or '95%'}, over {seeds} {what}"
 
 
 def _finding(row: pd.Series) -> str:
     """Verdict, counts and weakest comparison of one claim under one definition."""
     if row["verdict"] == "not run":
         return f"not run ({row['reason']})" if row["reason"] else "not run"
+    return f"{row['verdict']} {row['holds']}/{row['unclear']}/{row['fails']}, {weakest(row)}"
+
+
+def weakest(row: pd.Series) -> str:
+    """The weakest comparison of a claim that was run: its label, effect and interval."""
     sign, unit = ("+", " points") if row["unit"] == "points" else ("", "")
     interval = f" [{row['low']:{sign}.2f}, {row['high']:{sign}.2f}]" if row["resampled"] != "-" else ""
-    counts = f"{row['holds']}/{row['unclear']}/{row['fails']}"
-    return f"{row['verdict']} {counts}, {row['weakest']} {row['effect']:{sign}.2f}{interval}{unit}"
+    return f"{row['weakest']} {row['effect']:{sign}.2f}{interval}{unit}"
 
 
-def _circumstances(row: pd.Series) -> list[str]:
+def circumstances(row: pd.Series) -> list[str]:
     """Interval, profile, training accuracies and data sets behind one claim."""
     low, high = row["train_top1"]
     accuracy = "-" if np.isnan(low) else f"{low:.0f}%" if round(low) == round(high) else f"{low:.0f}-{high:.0f}%"
@@ -38,7 +45,15 @@ def _circumstances(row: pd.Series) -> list[str]:
     return [interval_text(row["seeds"], row["resampled"]), row["profile"], accuracy, sets]
 
 
-def _copies(table: pd.DataFrame) -> list[str]:
+def families(table: pd.DataFrame) -> list[tuple[list[str], list[tuple[str, pd.DataFrame]]]]:
+    """The claims by the set of their definitions (`finding` where these are no matter): its names, each claim's id and rows."""
+    found: dict[tuple[str, ...], list[tuple[str, pd.DataFrame]]] = {}
+    for claim_id, of_claim in table.groupby("claim", sort=False):
+        found.setdefault(tuple(name for name in of_claim["definition"] if name != "-"), []).append((claim_id, of_claim))
+    return [(list(names) or ["finding"], claims) for names, claims in found.items()]
+
+
+def copies(table: pd.DataFrame) -> list[str]:
     """What the table's data sets are copies of, one line each."""
     return sorted({copy for copies in table["data"] for copy in copies})
 
@@ -54,29 +69,24 @@ def to_text(table: pd.DataFrame) -> str:
     lines, width = [], table["definition"].map(len).max() + 1
     for claim_id, rows in table.groupby("claim", sort=False):
         first = rows.iloc[0]
-        interval, profile, accuracy, sets = _circumstances(first)
+        interval, profile, accuracy, sets = circumstances(first)
         known = f" ({profile}; {interval}; training top-1 {accuracy}; {sets})" if first["seeds"] else ""
         lines.append(f"{claim_id:<4}{first['text']}{known}")
         lines += [f"    {row['definition']:<{width}}{_finding(row)}" for _, row in rows.iterrows()]
-    return "\n".join([*lines, "", *_copies(table)]).rstrip()
+    return "\n".join([*lines, "", *copies(table)]).rstrip()
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """The same in Markdown: one row to a claim, a table to each set of definitions (one for what is no matter of these), and a
     list of the data copies.
     """
-    families: dict[tuple[str, ...], list[tuple[str, pd.DataFrame]]] = {}
-    for claim_id, of_claim in table.groupby("claim", sort=False):
-        family = tuple(name for name in of_claim["definition"] if name != "-")
-        families.setdefault(family, []).append((claim_id, of_claim))
     lines = []
-    for family, claims in families.items():
-        names = list(family) or ["finding"]
-        rows = [["claim", "statement", *names, "interval is", "profile", "training top-1", "data"]]
+    for names, claims in families(table):
+        rows = [["claim", "statement", *names, *CIRCUMSTANCES]]
         rows.append(["---"] * len(rows[0]))
         for claim_id, of_claim in claims:
             findings = [_finding(row) for _, row in of_claim.iterrows()]
             first = of_claim.iloc[0]
-            rows.append([claim_id, first["text"], *findings, *_circumstances(first)])
+            rows.append([claim_id, first["text"], *findings, *circumstances(first)])
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    return "\n".join([*lines, *(f"- Data copy: {copy}" for copy in _copies(table))]).rstrip()
+    return "\n".join([*lines, *(f"- Data copy: {copy}" for copy in copies(table))]).rstrip()

@@ -3,7 +3,9 @@
 The score is that of Fountain and Rasmus, Journal of Emerging Investigators 2019: an image is scaled to [0, 1], the standard
 deviation is taken in every 3x3 window, and their mean is the image's score: the lower, the softer. What the paper leaves
 open is decided so: only whole windows count (an image of (H, W) has (H - 2)(W - 2)), the standard deviation is that of the
-nine pixels themselves (ddof 0), and an image of one value is scaled to 0 and scores 0.
+nine pixels themselves (ddof 0), and an image of one value is scaled to 0 and scores 0. A filtered image has the size of the
+image, with zeros around that, as in the network; a filter whose weights do not add up to 0 draws a rim so, which takes part
+in the scaling to [0, 1]: `responses(..., rim=False)` leaves it out.
 """
 
 from __future__ import annotations
@@ -40,15 +42,17 @@ def filter_grid(model: nn.Module, layer: str) -> np.ndarray:
     return found.weight.detach().float().cpu().numpy().copy()
 
 
-def responses(filters: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """What each filter makes of an image, zeros around it: (filters, height, width) float32.
+def responses(filters: np.ndarray, image: np.ndarray, rim: bool = True) -> np.ndarray:
+    """What each filter makes of an image: (filters, height, width) float32.
 
     Args:
         filters: (filters, channels, k, k), k odd.
         image: (channels, height, width).
+        rim: zeros around the image; without, only where the whole filter lies on it, (filters, height - k + 1, width - k + 1).
     """
     x = torch.as_tensor(np.ascontiguousarray(image), dtype=torch.float32)[None]
-    return functional.conv2d(x, torch.as_tensor(filters, dtype=torch.float32), padding="same")[0].numpy()
+    padding = "same" if rim else "valid"
+    return functional.conv2d(x, torch.as_tensor(filters, dtype=torch.float32), padding=padding)[0].numpy()
 
 
 def scaled(images: np.ndarray) -> np.ndarray:
@@ -89,8 +93,8 @@ def morans_i(images: np.ndarray) -> np.ndarray:
     pairs = convolve(np.ones_like(flat[:1]), cross, mode="constant").sum()
     flat = flat - flat.mean((-2, -1), keepdims=True)
     products = (flat * convolve(flat, cross, mode="constant")).sum((-2, -1))
-    squares = np.square(flat).sum((-2, -1))
-    found = np.divide(products, squares, out=np.full(len(flat), np.nan), where=squares > 1e-24)
+    squares, varies = np.square(flat).sum((-2, -1)), np.ptp(flat, (-2, -1)) > 0
+    found = np.divide(products, squares, out=np.full(len(flat), np.nan), where=varies)
     return (found * (flat[0].size / pairs)).reshape(images.shape[:-2])
 
 
@@ -108,12 +112,15 @@ def straightened(iterations: Sequence[float], scores: Sequence[float], model: st
         (y, "scores") if model != "linear" else (None, ""),
     ):
         if values is not None and (values <= 0).any():
-            raise ConfigError(f"a {model} model needs {name} above 0; leave the others out")
+            raise ConfigError(f"the {model} model needs {name} above 0; leave the others out")
     return np.log(x) if model == "power" else x, y if model == "linear" else np.log(y)
 
 
 def fit(iterations: Sequence[float], scores: Sequence[float], model: str) -> dict[str, float | np.ndarray]:
-    """The straight line of least squares through the straightened points, by statsmodels.
+    """The straight line of least squares through the straightened points (at least 3), by statsmodels.
+
+    Raises:
+        ConfigError: as `straightened`.
 
     Returns:
         n, slope, intercept, r, r2, p (two-sided, of the slope), and residuals (n,), all on the straightened scale.
@@ -133,7 +140,7 @@ def r_squared(iterations: Sequence[float], scores: np.ndarray, model: str) -> np
     """R^2 as `fit` has it, of each row of scores (..., n) over the same iterations (n,): (...)."""
     x, y = straightened(iterations, scores, model)
     x, y = x - x.mean(), y - y.mean(-1, keepdims=True)
-    return (y @ x) ** 2 / np.square(y).sum(-1) / np.square(x).sum()
+    return np.minimum((y @ x) ** 2 / np.square(y).sum(-1) / np.square(x).sum(), 1)
 
 
 def aic(iterations: Sequence[float], scores: Sequence[float]) -> pd.DataFrame:

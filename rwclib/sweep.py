@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -116,14 +117,16 @@ def run_all(
     """
     configs = list(dict.fromkeys(configs))
     results = Path(results or archive.default_results()).absolute()
-    deadline = time.time() + time_budget if time_budget is not None else None
+    until = time.monotonic() + time_budget if time_budget is not None else None  # whatever the clock does
     for config in configs:
         training.check(config)
     if executor is None:  # else the workers' devices count, not this machine's
         steps.check_engine(engine, training.resolve_device(device))
-    report, missing = Report(), []
+    report, missing, of_children = Report(), [], {config.parent for config in configs}
     for config in configs:
         if finished(results, config):
+            if config.hash not in of_children:  # else it may be half trained again for its weights
+                archive.tidy(results, config)
             report.already.append(config.name)
         else:
             missing.append(config)
@@ -150,8 +153,7 @@ def run_all(
         for first in range(0, len(generation), chunk)
     ]
     options = {"results": str(results), "data_dir": str(data.folder(data_dir).absolute()), "device": device,
-               "engine": engine, "threads": threads, "deadline": deadline, "checkpoint_seconds": checkpoint_seconds,
-               "keep": keep}  # fmt: skip
+               "engine": engine, "threads": threads, "checkpoint_seconds": checkpoint_seconds, "keep": keep}  # fmt: skip
     # One single-worker pool per process: a worker that dies costs its own runs alone.
     pools = [executor] if executor else [_local_pool() for _ in range(min(jobs or default_jobs(device), len(waiting)))]
     futures: dict[Future, tuple[list[RunConfig], int]] = {}
@@ -184,7 +186,7 @@ def run_all(
 
     try:
         while waiting or futures:
-            if deadline is not None and time.time() > deadline:
+            if until is not None and time.monotonic() > until:
                 for future, (batch, _) in list(futures.items()):
                     if not any(_owner(results, config) for config in batch) and future.cancel():
                         del futures[future]
@@ -192,7 +194,7 @@ def run_all(
                 for config in (config for batch in waiting for config in batch):
                     report.enter(config.name, False if finished(results, config, keep) else OutOfTimeError())
                 waiting.clear()
-            if deadline is not None and time.time() > deadline + _GRACE and executor is None:
+            if until is not None and time.monotonic() > until + _GRACE and executor is None:
                 for pool in pools:
                     _terminate(pool)
             if executor is None:
@@ -214,7 +216,8 @@ def run_all(
                 if not batch:
                     continue
                 slot = idle.pop(0)
-                futures[_submit(pools[slot], batch, options)] = batch, slot
+                deadline = None if until is None else time.time() + until - time.monotonic()
+                futures[_submit(pools[slot], batch, options | {"deadline": deadline})] = batch, slot
             done, _ = wait(futures, timeout=_POLL, return_when=FIRST_COMPLETED)
             if not futures and waiting:
                 time.sleep(_POLL)
@@ -228,7 +231,7 @@ def run_all(
                     deaths[config] = deaths.get(config, 0) + dead
                     if dead and finished(results, config, keep):
                         outcome = False
-                    elif dead and deadline is not None and time.time() > deadline:
+                    elif dead and until is not None and time.monotonic() > until:
                         outcome = OutOfTimeError()
                     elif isinstance(outcome, RunLockedError) or (dead and deaths[config] < _ATTEMPTS):
                         waiting.append([config])
@@ -310,11 +313,13 @@ def _work(batch: list[RunConfig], options: dict) -> list[bool | RwcError]:
             f"results folder {results} is not there on {socket.gethostname()}; choose a folder that all machines share"
         )
     outcomes: list[bool | RwcError] = []
+    began, deadline = time.monotonic() - time.time(), options["deadline"]
     for config in batch:
         try:
-            if outcomes and options["deadline"] and time.time() > options["deadline"]:
+            moved = time.monotonic() - time.time() - began  # by how much the clock was set back meanwhile
+            if outcomes and deadline and time.time() + moved > deadline:
                 raise OutOfTimeError(f"{config.name} has not begun; call again")
-            outcomes.append(_train(config, results, options))
+            outcomes.append(_train(config, results, options | {"deadline": deadline and deadline - moved}))
         except RwcError as error:
             outcomes.append(error)
         except Exception as error:  # others may not survive the way back
@@ -330,15 +335,17 @@ def _train(config: RunConfig, results: Path, options: dict) -> bool:
     note = _progress_file(results, config)
 
     def tell(values: dict) -> None:
-        note.parent.mkdir(parents=True, exist_ok=True)
         part = note.with_suffix(".part")
-        part.write_text(json.dumps(values))
-        os.replace(part, note)
+        with contextlib.suppress(OSError):  # a full disk stops the run where it loses something
+            note.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(values))
+            os.replace(part, note)
 
     try:
         training.run(config, **options, keep_weights=config.hash in keep, progress=tell)
     finally:
-        note.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            note.unlink(missing_ok=True)
     return True
 
 

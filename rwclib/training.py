@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from rwclib import archive, data, models, perturbation, weights
 from rwclib.checkpoint import EPOCH_COLUMNS, FILE, TEST_BATCH, State
 from rwclib.config import RunConfig
-from rwclib.errors import ArchiveError, ConfigError, DivergedError, OutOfTimeError
+from rwclib.errors import ArchiveError, ConfigError, DivergedError, OutOfTimeError, one_line
 from rwclib.locks import Lock
 from rwclib.measurement import measured
 from rwclib.metrics import METRICS
@@ -127,10 +127,12 @@ def run(
     if archive.is_finished(results, config):
         try:
             if complete():
+                archive.tidy(results, config)
                 return place
         except ArchiveError:
             if not place.is_dir():
                 raise
+    end = None if deadline is None else time.monotonic() + deadline - time.time()  # the clock may be set back
     chosen = resolve_device(device)
     check_engine(engine, chosen)
     images = data.load(config.dataset, data_dir).subset(config.n_train, config.n_test)
@@ -152,8 +154,14 @@ def run(
             torch.set_num_threads(threads or before)
             try:
                 return _train(
-                    config, images, results, chosen, lock, engine, deadline, checkpoint_seconds, keep_weights, progress
+                    config, images, results, chosen, lock, engine, end, checkpoint_seconds, keep_weights, progress
                 )
+            except (ArchiveError, OSError, SafetensorError):
+                lock.check()  # the files of a run that was taken over may be gone
+                if not archive.is_finished(results, config) or not complete():
+                    raise
+                shutil.rmtree(archive.cache_dir(results, config), ignore_errors=True)
+                return place  # finished by one from which this process had taken it over
             finally:
                 torch.set_num_threads(before)
 
@@ -172,7 +180,7 @@ def _train(
     device: torch.device,
     lock: Lock,
     engine: str,
-    deadline: float | None,
+    end: float | None,
     checkpoint_seconds: float,
     keep_weights: bool,
     progress: Progress | None,
@@ -205,7 +213,7 @@ def _train(
             aside = checkpoint.with_suffix(".damaged")
             os.replace(checkpoint, aside)
             raise ArchiveError(
-                f"the checkpoint of {config.name} is damaged ({error}): moved to {aside.name}; call again to start the run anew"
+                f"the checkpoint of {config.name} is damaged ({one_line(error)}): moved to {aside.name}; call again to start the run anew"
             ) from error
 
     if state.snapshots and not state.snapshots.epochs:
@@ -214,13 +222,13 @@ def _train(
         model, state.optimizer, state.sums, batch_size=config.batch_size, precision=config.precision, engine=engine
     )
     per_epoch = -(-len(train_set) // config.batch_size)
-    epochs = -(-config.iterations // per_epoch) if config.iterations else config.epochs
+    epochs = config.epochs_over(len(train_set))
     saved, began = time.monotonic(), time.perf_counter()
 
     def between_batches() -> None:
         nonlocal saved, began
         state.batch += 1
-        late = deadline is not None and time.time() > deadline
+        late = end is not None and time.monotonic() > end
         if late or time.monotonic() - saved >= checkpoint_seconds:
             now = time.perf_counter()
             state.spent, began = state.spent + now - began, now
@@ -280,7 +288,8 @@ def _train(
     if not archive.is_finished(results, config):
         extra = {} if diverged else measured(config, state, test_set, parent)
         archive.write(results, config, record, _layers(config, state), _epochs(state), extra)
-    shutil.rmtree(checkpoint.parent, ignore_errors=True)
+    if lock.held():
+        shutil.rmtree(checkpoint.parent, ignore_errors=True)
     if diverged:
         raise DivergedError(
             f"{config.name} diverged in epoch {state.epoch} (training loss {state.rows[-1][0]}); lower the learning rate"
@@ -361,7 +370,7 @@ def _provenance(config: RunConfig, images: data.ImageSet, device: torch.device, 
         "n_train": len(images.y_train),
         "n_test": len(images.y_test),
         "started": state.started,
-        "finished": _now(),
+        "finished": max(state.started, _now()),  # the clock may have been set back
         "resumed": state.resumed,
         "train_and_test_seconds": round(total, 3),
         "images_per_s": round(trained / total, 1) if total else None,

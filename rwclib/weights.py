@@ -133,7 +133,7 @@ def read(file: Path, parent: str, source: Path | None = None) -> Final:
         notes = json.loads(metadata["rwclib"])
         of, config = hashlib.sha256(notes["config"].encode()).hexdigest(), json.loads(notes["config"])
         found = Final(file, config["dataset"], notes["sha256"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ArchiveError(damaged) from error
     if not of.startswith(parent) or _digest(state) != found.sha256:
         raise ArchiveError(damaged)

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from rwclib import archive, cli, models
+from rwclib import archive, cli, models, notebooks
+from rwclib.errors import ConfigError, NotebookError
 
 from .conftest import ROOT, contents, rwc
 
@@ -185,3 +186,36 @@ def test_data_status_says_what_is_here_and_what_is_not(capsys, tmp_path):
 def test_the_module_is_the_command():
     assert (ROOT / "rwclib" / "__main__.py").exists()
     assert rwc("results", "verify").returncode == 0
+
+
+def test_a_file_that_is_no_text_is_one_sentence(capsys, tmp_path):
+    (tmp_path / "page.md").write_bytes(b"\xff\xfe")
+    code, _, err = run(capsys, "claims", "--results", tmp_path, "--into", tmp_path / "page.md")
+    assert code == 1
+    assert err.startswith("rwc: UnicodeDecodeError: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["(" * 300, "{[]: 1}", "-" * 100_000 + "1", "1 is 1", "'\\d'", "\0", "9" * 5000])
+def test_a_parameter_that_is_no_literal_is_a_config_error(text):
+    with pytest.raises(ConfigError, match="parameter seeds must be list"):
+        notebooks.parse_value("seeds", text, [])
+
+
+@pytest.mark.parametrize("book", [{}, [], {"cells": [None]}, {"cells": [{"cell_type": "code", "metadata": None}]}])
+def test_a_file_that_is_no_notebook_is_a_notebook_error(tmp_path, book):
+    settings = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}}
+    (tmp_path / "01_book.ipynb").write_text(json.dumps(settings | book if isinstance(book, dict) else book))
+    with pytest.raises(NotebookError, match="01_book.ipynb"):
+        notebooks.parameters(tmp_path / "01_book.ipynb")
+
+
+def test_a_set_with_odd_characters_is_listed(tmp_path):
+    images, labels = np.zeros((2, 28, 28, 1), np.uint8), np.zeros(2, np.uint8)
+    kinds = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(tmp_path / "mnist.npz", **kinds, source="\ud800", note="é")
+    done = rwc(
+        "data", "status", "--data-dir", tmp_path, env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 + 2 images; \\xe9 (\\ud800)" in done.stdout

@@ -18,7 +18,7 @@ CHANGED = {
     "model": "lenet5", "dataset": "cifar10", "width": 8, "epochs": 2, "seed": 1, "lr": 0.2, "momentum": 0.8,
     "weight_decay": 0.0, "batch_size": 64, "optimizer": "adam", "n_train": 2000, "n_test": 100, "image_size": 28,
     "crop_padding": 4, "flip": True, "normalize": "imagenet", "shuffle": False, "precision": "bf16",
-    "init": "kaiming_uniform", "snapshot_every": 5,
+    "init": "kaiming_uniform", "snapshot_every": 5, "iterations": 7,
 }  # fmt: skip
 CHILD = RunConfig(model="resnet18", dataset="mnist", parent="0123456789ab", perturbation="flip_sign")
 OF_CHILDREN = {"parent": "ba9876543210", "perturbation": "shuffle"}
@@ -72,7 +72,7 @@ def test_hash_covers_defaults_and_a_format_version():
     later = {field.name for field in dataclasses.fields(RunConfig) if "neutral" in field.metadata}
     covered = set(json.loads(RunConfig(model="resnet18", dataset="mnist").canonical_json()))
     assert covered == set(FIELDS) - {"study"} - later | {"format"}
-    child = dataclasses.replace(CHILD, init="kaiming_normal", snapshot_every=1)
+    child = dataclasses.replace(CHILD, init="kaiming_normal", snapshot_every=1, iterations=1)
     assert set(json.loads(child.canonical_json())) == set(FIELDS) - {"study"} | {"format"}
 
 
@@ -119,7 +119,9 @@ def test_a_neutral_value_need_not_be_the_default():
     assert Later(**CONFIG.to_dict()).hash != CONFIG.hash
 
 
-@pytest.mark.parametrize("config", [CONFIG, RunConfig(**CHANGED, study="layerwise")], ids=["a few", "all"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, RunConfig(**CHANGED | {"epochs": 1}, study="layerwise")], ids=["a few", "all"]
+)
 def test_dictionaries_and_json_give_the_same_config_back(config):
     assert RunConfig.from_dict(config.to_dict()) == config
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -241,3 +243,20 @@ def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
         check_profile("papier")
     assert {"smoke", "quick", "reduced", "paper"} == set(PROFILES)
     assert all(known in str(error.value) for known in PROFILES)
+
+
+@pytest.mark.parametrize("values", [None, [], "model", 5, [["model", "resnet18"], ["dataset", "mnist"]]])
+def test_from_dict_refuses_what_is_no_dictionary(values):
+    with pytest.raises(ConfigError, match="not the fields of a run"):
+        RunConfig.from_dict(values)
+
+
+def test_names_of_fields_stay_in_one_line():
+    with pytest.raises(ConfigError, match=r"'a\\nb'"):
+        RunConfig.from_dict({**CONFIG.to_dict(), "a\nb": 1})
+
+
+def test_a_name_too_long_for_a_folder_is_refused():
+    assert len(dataclasses.replace(CONFIG, model="x" * 64, dataset="x" * 64, seed=2**63 - 1).name) < 250
+    with pytest.raises(ConfigError, match="64 at most"):
+        dataclasses.replace(CONFIG, model="x" * 65)

@@ -11,6 +11,7 @@ import pickle
 import struct
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -318,6 +319,44 @@ def test_a_file_with_wrong_arrays_is_an_error_that_names_it_and_leaves_it_alone(
 def test_a_damaged_file_is_an_error_that_names_it_and_leaves_it_alone(tmp_path, kind):
     written(kind, tmp_path / "mnist.npz")
     assert_refused(tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_file_damaged_inside_any_compression_is_an_error(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "mnist.npz", "w", method) as file:
+        for name, array in GOOD.items():
+            with file.open(f"{name}.npy", "w") as member:
+                np.save(member, array)
+    whole = (tmp_path / "mnist.npz").read_bytes()
+    for start in (200, 2000):
+        (tmp_path / "mnist.npz").write_bytes(whole[:start] + b"\xff" * 50 + whole[start + 50 :])
+        assert_refused(tmp_path)
+
+
+def test_an_encrypted_file_and_one_of_no_arrays_are_errors(tmp_path):
+    np.savez(tmp_path / "mnist.npz", **GOOD)
+    raw = bytearray((tmp_path / "mnist.npz").read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1  # encrypted, says the directory
+    raw[6] |= 1
+    (tmp_path / "mnist.npz").write_bytes(raw)
+    assert_refused(tmp_path)
+    with zipfile.ZipFile(tmp_path / "mnist.npz", "w") as file:
+        for name in GOOD:
+            file.writestr(f"{name}.npy", b"no array")
+    assert_refused(tmp_path)
+
+
+def test_a_file_that_unpacks_to_too_much_is_an_error(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "mnist.npz", **GOOD)
+    monkeypatch.setattr(data, "_LARGEST", 10_000)
+    assert_refused(tmp_path)
+
+
+def test_source_and_note_are_one_line(tmp_path):
+    np.savez(tmp_path / "mnist.npz", **GOOD, source="two\nlines", note=np.array(["a", "b\n"]))
+    found = data.load("mnist", tmp_path)
+    assert found.source == "two lines"
+    assert "\n" not in found.note
 
 
 @pytest.mark.parametrize("kind", ["not a zip", "a pickle"])
@@ -636,3 +675,25 @@ def test_cifar_files_are_converted_with_pixels_labels_and_order_kept(tmp_path, m
     found = data.fetch(name, tmp_path)
     assert all(np.array_equal(getattr(found, key), array) for key, array in kept.items())
     assert visible(tmp_path) == [f"{name}.npz"]
+
+
+def test_mnist_and_its_like_come_from_mirrors_with_tls(tmp_path, monkeypatch):
+    asked = []
+
+    def no_network(request, *_, **__):
+        asked.append(request.full_url)
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(
+        "torchvision.datasets.mnist.download_and_extract_archive", lambda url, **_: no_network(Asked(url))
+    )
+    for name in ("mnist", "fashion_mnist"):
+        with pytest.raises(DataError, match="could not be fetched"):
+            data.fetch(name, tmp_path / name)
+    assert len(asked) == 2
+    assert all(url.startswith("https://") for url in asked)
+
+
+class Asked:
+    def __init__(self, url: str) -> None:
+        self.full_url = url

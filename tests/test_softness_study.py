@@ -92,8 +92,8 @@ def test_reduced_is_the_papers_design_and_the_others_are_as_the_page_says():
 
 
 def test_names_of_runs_are_pinned_so_that_archived_runs_stay_theirs():
-    assert study.runs("reduced")[-1].name == "softness_cnn-cifar10-w64-i50000-s10-HASH"
-    assert study.runs("quick")[0].name == "softness_cnn-cifar10-w64-i1-n1000-s0-HASH"
+    assert study.runs("reduced")[-1].name == "softness_cnn-cifar10-w64-i50000-s10-7970155cb8dc"
+    assert study.runs("quick")[-1].name == "softness_cnn-cifar10-w64-i2000-s14-21f9ea9926a4"
 
 
 @pytest.mark.parametrize("which", [{"models": ["resnet18"]}, {"datasets": ["imagenet"]}])
@@ -125,7 +125,8 @@ def test_the_archived_filters_are_those_after_each_iteration_of_the_grid(found):
 def test_accuracies_are_of_every_tenth_iteration_of_the_longest_session(found):
     table = study.accuracy(found)
     assert table["iteration"].tolist() == list(range(10, 50_001, 10))
-    assert table["test_top1"].iloc[-500:].mean() > 60 > 20 > table["test_top1"].iloc[0] - 10
+    assert table["test_top1"].iloc[-500:].mean() > 60
+    assert table["test_top1"].iloc[0] < 30
 
 
 def test_the_birds_are_those_of_the_rule():
@@ -188,28 +189,43 @@ def test_the_fits_are_scipys_on_the_archived_scores(found):
     assert row["r2"].item() == pytest.approx(line.rvalue**2)
     assert row["p"].item() == pytest.approx(line.pvalue)
     assert row["n"].item() == 11
-    assert (softness_claims.r_squared(found).eval("low <= high")).all()
+    assert (softness_claims.r_squared(found).eval("0 <= low < high <= 1")).all()
 
 
 def test_smoother_filters_cluster_more_and_give_softer_images():
     table = softness_claims.verdicts(simulated(smoothed)).set_index("claim")
-    assert table.loc["S1", "verdict"].tolist() == ["holds", "holds"]
+    assert table.loc["S1", "verdict"] == "holds"
     assert table.loc["S2", "verdict"].tolist() == ["holds", "holds"]
     backwards = softness_claims.verdicts(simulated(lambda i, rng: smoothed(50_001 - i, rng))).set_index("claim")
-    assert backwards.loc["S1", "verdict"].tolist() == ["fails", "fails"]
-    assert "holds" not in backwards.loc["S2", "verdict"].tolist()
+    assert backwards.loc["S1", "verdict"] == "fails"
+    assert backwards.loc["S2", "verdict"].tolist() == ["fails", "fails"]
 
 
-def test_a_power_law_in_layer_2_alone_makes_s4_to_s6_hold(planted):
-    """Layer 1's scores fall, but with much scatter; all else in layer 2 is a power law, which no other model fits well."""
+def test_the_papers_world_makes_s4_to_s6_hold(planted):
+    """Layer 2 is a steep power law, its two other fits poor but that of the exponential on static; layer 1 falls with scatter."""
+    many = [length for length in study.DESIGN for _ in range(40)]
     parts, table = planted(
         lambda n, rng: 4 * n**-0.3 * np.exp(0.05 * rng.normal()),
-        first=lambda n, rng: 4 - 0.3 * np.log10(n) + 0.4 * rng.normal(),
+        first=lambda n, rng: 4 * np.exp(-1e-5 * n) * np.exp(0.2 * rng.normal()),
+        lengths=many,
     )
     assert table.loc["S4", "verdict"].tolist() == ["holds", "holds"]
-    lead = parts[(parts["claim"] == "S4") & parts["comparison"].str.contains("lead")]
-    assert (lead["effect"] > 0).all()
-    assert (table.loc[["S4", "S5", "S6"], "seeds"] == 11).all()
+    assert table.loc["S5", "verdict"].tolist() == ["holds", "holds"]
+    assert (table.loc[["S4", "S5", "S6"], "seeds"] == len(many)).all()
+    significant = parts[(parts["claim"] == "S6") & ~parts["comparison"].isin(
+        ["p, conv2 linear bird", "p, conv2 linear static", "p, conv2 exponential bird"]
+    )]  # fmt: skip
+    assert set(significant["verdict"]) == {"holds"}
+
+
+def test_slopes_that_are_not_there_are_found_not_significant(planted):
+    parts, table = planted(lambda n, rng: 5 + 0.5 * rng.normal())
+    of = parts[parts["claim"] == "S6"]
+    claimed = of["comparison"].isin(["p, conv2 linear bird", "p, conv2 linear static", "p, conv2 exponential bird"])
+    assert (of.loc[claimed, "verdict"] == "holds").mean() > 0.5
+    assert set(of.loc[~claimed, "verdict"]) <= {"fails", "unclear"}
+    assert table.loc["S6", "verdict"].tolist() == ["fails", "fails"]
+    assert set(table.loc["S6", "resampled"]) == {"80% of sessions"}
 
 
 def test_a_straight_line_in_layer_2_makes_s4_and_s5_fail(planted):
@@ -221,8 +237,8 @@ def test_a_straight_line_in_layer_2_makes_s4_and_s5_fail(planted):
 def test_scores_that_depend_on_the_length_alone_make_s3_fail_and_pure_scatter_makes_it_hold(planted):
     _, alike = planted(lambda n, rng: 5 - 0.3 * np.log(n) + 0.01 * rng.normal())
     assert alike.loc["S3", "verdict"].tolist() == ["fails", "fails"]
-    _, apart = planted(lambda n, rng: 5 + rng.normal())
-    assert "fails" not in apart.loc["S3", "verdict"].tolist()
+    _, apart = planted(lambda n, rng: 5 + rng.normal(), lengths=LENGTHS * 4)
+    assert apart.loc["S3", "verdict"].tolist() == ["holds", "holds"]
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say(planted):
@@ -237,17 +253,40 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(planted):
                            for way in study.WAYS[layer] for image in study.IMAGES])  # fmt: skip
         _, low, high = softness_claims._interval(softness_claims._draws(table, "image")["R2, conv2 power bird"])
         inside.append(low <= truth <= high)
-    print(np.mean(inside))
     assert np.mean(inside) > 0.75
 
 
 def test_without_long_sessions_nothing_is_judged_and_the_reason_is_said():
     table = softness_claims.verdicts(simulated(noise, [1, 1, 100, 100, 2000, 2000]))
     assert set(table["verdict"]) == {"not run"}
-    assert set(table["reason"]) == {"needs sessions of 30,000 iterations"}
+    assert set(table["reason"]) == {"needs CIFAR-10 sessions of 30,000 iterations"}
     empty = softness_claims.scorecard(ROOT / "tests" / "nothing")
     assert set(empty["verdict"]) == {"not run"}
     assert empty["claim"].nunique() == 6
+
+
+def test_a_short_session_of_two_profiles_counts_once_in_each(found):
+    """The sessions of one iteration of `quick` and `reduced` are the same runs."""
+    everything = study.tables(RESULTS)
+    assert everything.runs["hash"].duplicated().any()
+    best = study.best(everything)
+    assert best.runs["profile"].unique().tolist() == ["reduced"]
+    assert len(best.runs) == 11
+    assert study.fits(study.scores(best))["n"].unique().tolist() == [11]
+    assert len(study.only(everything, "quick").runs) == 15
+
+
+def test_one_session_to_a_length_has_no_intervals_and_is_not_judged():
+    tables = simulated(noise, list(study.DESIGN))
+    assert softness_claims.r_squared(tables)[["low", "high"]].isna().all(axis=None)
+    assert study.judged(tables) is None
+
+
+def test_sessions_on_other_images_are_not_judged_as_cifar_10s():
+    tables = simulated(smoothed)
+    tables.runs["dataset"] = "fashion_mnist_sample"
+    assert set(softness_claims.verdicts(tables)["verdict"]) == {"not run"}
+    assert len(study.best(tables).runs) == 11
 
 
 def test_a_config_of_another_study_is_not_touched_by_iterations():

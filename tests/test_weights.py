@@ -1,5 +1,6 @@
 """Weights on disk, snapshots, and runs that start from another run's weights."""
 
+import json
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -320,3 +321,31 @@ def test_torchvisions_networks_fit_ours_but_for_stem_and_head(name, monkeypatch)
     assert {stem, f"{head}.weight", f"{head}.bias"} == set(state) - set(copied)
     middle = other[stem][..., 2:5, 2:5] if other[stem].shape[-1] == 7 else other[stem]
     torch.testing.assert_close(state[stem], middle.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "notes", [{"config": None}, {"config": "[]"}, {"config": "{}"}, [], None, {"config": "[" * 100_000}]
+)
+def test_weights_with_notes_of_another_form_are_refused(tmp_path, config, notes):
+    model = nn.Linear(2, 2)
+    weights.keep(tmp_path, config, model)
+    file = weights.path(tmp_path, config.hash)
+    if isinstance(notes, dict):
+        notes = {"sha256": "0"} | notes
+    weights.write(file, model.state_dict(), {"rwclib": json.dumps(notes)})
+    with pytest.raises(ArchiveError, match="truncated or edited"):
+        weights.read(file, config.hash)
+
+
+def test_imagenet_weights_are_read_as_weights_alone(monkeypatch):
+    asked = {}
+
+    def load(url, **options):
+        asked.update(options, url=url)
+        return {}
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
+    assert models._imagenet("resnet18") == {}
+    assert asked["weights_only"] is True
+    assert asked["check_hash"] is True
+    assert asked["url"].startswith("https://")

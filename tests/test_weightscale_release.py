@@ -221,3 +221,27 @@ def test_spikes_are_made_by_single_weights_near_zero():
     assert top["largest share"] > 0.3
     assert top["weight"] < 1e-3
     assert np.isfinite(table["rwc"]).all()
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p2147483647\n"])
+def test_a_memo_larger_than_the_file_is_refused(put):
+    """The unpickler would reserve 16 GiB for it and more."""
+    start = saved({})[: saved({}).index(b"\x80")]
+    with pytest.raises(DataError, match="too large a memo"):
+        weightscale_release.read_pickled(start + b"\x80\x04}" + put + b".")
+
+
+def test_lists_of_lists_are_refused():
+    """Two names for one list, forty times over, are 2^40 numbers."""
+    numbers = [0.0]
+    for _ in range(40):
+        numbers = [numbers, numbers]
+    with pytest.raises(DataError, match="it holds no numbers"):
+        weightscale_release.read_pickled(saved({"conv1.weight": numbers}))
+
+
+def test_a_name_of_two_lines_gives_one_sentence():
+    start = saved({})[: saved({}).index(b"\x80")]
+    with pytest.raises(DataError, match="asks for a b.c") as error:
+        weightscale_release.read_pickled(start + b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93.")
+    assert "\n" not in str(error.value)

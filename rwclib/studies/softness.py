@@ -31,6 +31,7 @@ SIZES = {
     "paper": {"sessions": dict.fromkeys(DESIGN, 10), "n_train": None, "n_test": None},
 }
 
+EARLY, LATE = 2000, 30_000  # what figures 1 to 5 compare
 LAYERS = ("conv1", "conv2")
 IMAGES = ("bird", "static")
 WAYS = {  # of making images with a layer's filters
@@ -105,23 +106,29 @@ def picture(name: str) -> np.ndarray:
     return birds()[1]
 
 
-def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.ndarray) -> np.ndarray:
-    """What a layer's filters make of an image: (filters, height, width).
+def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.ndarray, rim: bool = True) -> np.ndarray:
+    """What a layer's filters make of an image: (filters, height, width), half as high and wide where layer 1 has pooled.
 
     The paper does not say what the second layer is applied to. `image`: each filter's mean over its channels, to the image's
     mean over colours, as to any picture. `through`: to what the first layer makes of the image, ReLU and pooling included, as
     in the network (without its biases, which the paper does not save).
+
+    Args:
+        filters: by layer, (filters, channels, 5, 5).
+        layer, way: a name in `LAYERS`, and one of its `WAYS`.
+        image: (3, height, width), both even.
+        rim: as in `rwclib.softness.responses`, of the layer's own filters.
     """
     if filters["conv1"].shape[1] == 1:  # a network for grey images
         image = image.mean(0, keepdims=True)
     if way == "image" and layer == "conv1":
-        return softness.responses(filters["conv1"], image)
+        return softness.responses(filters["conv1"], image, rim)
     if way == "image":
-        return softness.responses(filters[layer].mean(1, keepdims=True), image.mean(0, keepdims=True))
+        return softness.responses(filters[layer].mean(1, keepdims=True), image.mean(0, keepdims=True), rim)
     first = np.maximum(softness.responses(filters["conv1"], image), 0)
     count, height, width = first.shape
     pooled = first.reshape(count, height // 2, 2, width // 2, 2).max((2, 4))
-    return softness.responses(filters[layer], pooled)
+    return softness.responses(filters[layer], pooled, rim)
 
 
 @dataclass(frozen=True)
@@ -138,14 +145,31 @@ def profiles(found: archive.Tables) -> list[str]:
     return [name for name in PROFILES if len(found.runs) and name in set(found.runs["profile"])]
 
 
-def only(found: archive.Tables, profile: str) -> archive.Tables:
-    """The sessions of one profile."""
-    return base.only(found, set(found.runs.loc[found.runs["profile"] == profile, "hash"]))
+def only(found: archive.Tables, profile: str, dataset: str | None = None) -> archive.Tables:
+    """The sessions of one profile and data set (the first there is). A short session may belong to several profiles."""
+    of = found.runs[found.runs["profile"] == profile]
+    hashes = set(of.loc[of["dataset"] == (dataset or of["dataset"].iloc[0]), "hash"]) if len(of) else set()
+
+    def part(table: pd.DataFrame) -> pd.DataFrame:
+        return table[table["hash"].isin(hashes) & (table["profile"] == profile)] if len(table) else table
+
+    extra = {name: part(table) for name, table in found.extra.items()}
+    return archive.Tables(part(found.runs), part(found.layers), part(found.epochs), extra, found.arrays)
+
+
+def judged(found: archive.Tables) -> str | None:
+    """The most telling profile with CIFAR-10 sessions of `LATE` iterations and more than one of most lengths; None without."""
+    for name in reversed(profiles(found)):
+        lengths = only(found, name, DATASETS[0]).runs["iterations"]
+        if len(lengths) and lengths.max() >= LATE and len(lengths) > 1.5 * lengths.nunique() and lengths.nunique() > 3:
+            return name
+    return None
 
 
 def best(found: archive.Tables) -> archive.Tables:
-    """The sessions of the most telling profile there is."""
-    return only(found, profiles(found)[-1]) if profiles(found) else found
+    """The sessions to show: those on which the claims are judged, else of the most telling profile there is."""
+    names = profiles(found)
+    return only(found, judged(found) or names[-1]) if names else found
 
 
 def counts(found: archive.Tables) -> pd.DataFrame:
@@ -155,11 +179,11 @@ def counts(found: archive.Tables) -> pd.DataFrame:
 
 
 def caption(found: archive.Tables) -> str:
-    """Profile, images, sessions and data copy of the sessions that a figure shows."""
+    """Data set, profile, images, sessions and data copy of the sessions that a figure shows."""
     run, notes = found.runs.iloc[0], "; ".join(found.runs["data_note"].unique())
     return (
-        f"profile {run['profile']}: {len(found.runs)} sessions, batches of {run['batch_size']} of {run['images']:,} images, "
-        f"{run['precision']}\ndata copy: {notes}"
+        f"{data.get(run['dataset']).title}, profile {run['profile']} ({len(found.runs)} sessions), batches of "
+        f"{run['batch_size']} of {run['images']:,} images, {run['precision']}\ndata copy: {notes}"
     )
 
 
@@ -173,8 +197,8 @@ def examples(found: archive.Tables) -> tuple[Session, Session, Session]:
     def nearest(wanted: int, among: Sequence[int]) -> int:
         return min(among, key=lambda length: abs(np.log(length / wanted)))
 
-    more = nearest(30_000, lengths)
-    fewer = nearest(2000, [length for length in lengths if length < more] or lengths)
+    more = nearest(LATE, lengths)
+    fewer = nearest(EARLY, [length for length in lengths if length < more] or lengths)
     kept: dict[int, list[Session]] = {}
     for run, _, filters in sessions(found):
         last = {layer: of[-1] for layer, of in filters.items()}
@@ -216,22 +240,26 @@ def sessions(found: archive.Tables) -> Iterator[tuple[pd.Series, np.ndarray, dic
 
 
 def scores(
-    found: archive.Tables, all_iterations: bool = False, pictures: Mapping[str, np.ndarray] | None = None
+    found: archive.Tables,
+    all_iterations: bool = False,
+    pictures: Mapping[str, np.ndarray] | None = None,
+    rim: bool = True,
 ) -> pd.DataFrame:
     """Softness of every session, layer, way and image: the sum of the scores of the layer's filtered images.
 
     Args:
-        found: as `tables` gives them.
+        found: as `only` gives them.
         all_iterations: also those recorded on the way to the last.
         pictures: other images than `IMAGES`, (3, height, width) each, by name.
+        rim: as in `filtered`.
 
     Returns:
         profile, seed, iterations (of the session), iteration (at which), layer, way, image, limit (the `SOFT` quantile of the
-        images that filters of all sessions make after their first iteration), score, soft (number of images below it).
+        images that filters of all sessions make after their first iteration), score, filters, soft (number of images below it).
     """
     rows = [
         {"profile": run.profile, "seed": run.seed, "iterations": run.iterations, "iteration": iteration, "layer": layer,
-         "way": way, "image": name, "each": softness.softness_scores(filtered(at, layer, way, image))}
+         "way": way, "image": name, "each": softness.softness_scores(filtered(at, layer, way, image, rim))}
         for run, iterations, filters in sessions(found)
         for place, iteration in enumerate(iterations)
         if all_iterations or iteration in (1, run.iterations)
@@ -244,7 +272,7 @@ def scores(
     untrained = table[table["iteration"] == 1].groupby(["layer", "way", "image"])["each"]
     limits = untrained.agg(lambda parts: np.quantile(np.concatenate(list(parts)), SOFT)).rename("limit")
     table = table.join(limits, on=["layer", "way", "image"])
-    table["score"] = table["each"].map(np.sum)
+    table["score"], table["filters"] = table["each"].map(np.sum), table["each"].map(len)
     table["soft"] = [int((each < limit).sum()) for each, limit in zip(table["each"], table["limit"], strict=True)]
     wanted = table if all_iterations else table[table["iteration"] == table["iterations"]]
     return wanted.drop(columns="each").reset_index(drop=True)
@@ -272,7 +300,7 @@ def clustering(found: archive.Tables, all_iterations: bool = False) -> pd.DataFr
 
 
 def fits(table: pd.DataFrame) -> pd.DataFrame:
-    """The three straight lines of every layer, way and image over one profile's `scores`: n, R, R^2, slope, p."""
+    """The three straight lines of every layer, way and image over `scores`: n, R, R^2, slope, p, as `rwclib.softness.fit`."""
     rows = []
     for (layer, way, image), of in table.groupby(["layer", "way", "image"], sort=False):
         for model in softness.MODELS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from rwclib import archive, data, models
-from rwclib.errors import ConfigError, DataError
+from rwclib.errors import ConfigError, DataError, one_line
 from rwclib.studies import weightscale
 
 _URL = "https://raw.githubusercontent.com/Manifold-Computing/Relative-Weight-Change/48eb003d70c7208f38e615e782b1245d1aa134ff/clustering/"
@@ -92,6 +93,21 @@ class _ArraysOnly(pickle.Unpickler):
         return known[module, name]
 
 
+def _check_sizes(content: bytes) -> None:
+    """`ValueError` where an opcode would have the unpickler reserve memory for much more than there is."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(content):
+            raise ValueError("it has too large a memo")
+
+
+def _numbers(values: object) -> object:
+    """What an array holds, or a flat list; lists of lists can be a few bytes that stand for gigabytes."""
+    values = values.values if isinstance(values, _Array) else values
+    if isinstance(values, list) and not all(isinstance(value, int | float | np.number) for value in values):
+        raise ValueError("it holds no numbers")
+    return values
+
+
 def read_pickled(content: bytes) -> pd.DataFrame:
     """A released `.npy` file, a pickled dictionary of layer to changes by epoch: (layers, epochs), epochs from 1.
 
@@ -103,13 +119,14 @@ def read_pickled(content: bytes) -> pd.DataFrame:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         read(stream)
+        _check_sizes(content[stream.tell() :])
         (changes,) = _ArraysOnly(stream).load().values
-        rows = {
-            str(layer): np.ravel(getattr(values, "values", values)).astype(float) for layer, values in changes.items()
-        }
+        rows = {str(layer): np.ravel(_numbers(values)).astype(float) for layer, values in changes.items()}
         table = pd.DataFrame.from_dict(rows, orient="index")
     except Exception as error:  # a damaged pickle can raise anything
-        raise DataError(f"not a pickled dictionary of NumPy arrays ({error}); nothing of it was used") from error
+        raise DataError(
+            f"not a pickled dictionary of NumPy arrays ({one_line(error)}); nothing of it was used"
+        ) from error
     table.columns = range(1, table.shape[1] + 1)
     return table.rename_axis("layer")
 
