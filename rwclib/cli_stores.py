@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rwclib.errors import ConfigError
+from rwclib.errors import ArchiveError, ConfigError
 
 results_app = typer.Typer(
     help="Look at, check and move the archive of finished runs.", no_args_is_help=True, rich_markup_mode=None
@@ -93,6 +93,69 @@ def results_import(
 
     new, known = exchange.import_(file, results or archive.default_results())
     print(f"{new} runs imported, {known} were there already")
+
+
+@results_app.command("recheck")
+def results_recheck(
+    sample: Annotated[int, typer.Option(min=1, help="How many runs to draw.")] = 2,
+    seed: Annotated[int | None, typer.Option(help="Of the draw [default: a new one, printed].")] = None,
+    study: Annotated[list[str] | None, typer.Option(help="Only these studies; repeat for more.")] = None,
+    profile: Annotated[str | None, typer.Option(help="[default: the cheapest one that the archive has]")] = None,
+    longest: Annotated[
+        float, typer.Option(min=0, help="Draw no run that took more seconds, with those it starts from.")
+    ] = 20.0,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Allow rounding alone: this machine and these versions trained the archive."),
+    ] = False,
+    results: Results = None,
+    data_dir: DataDir = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes at once [default: one per core].")] = None,
+) -> None:
+    """Train randomly drawn archived runs again, in a temporary folder, and compare them with the archive.
+
+    A run that starts from another's weights needs that one trained first; it is compared too. The tolerance is documented
+    in rwclib/recheck.py. Exit code 1 if a run differs, or if none could be compared.
+    """
+    import random
+
+    from rwclib import archive, recheck, studies
+    from rwclib.config import PROFILES, check_profile
+    from rwclib.progress import SweepProgress
+
+    folder = existing(results or archive.default_results())
+    seed = random.randrange(10**6) if seed is None else seed
+    there = {config for config, _ in archive.records(folder)}
+    for name in [check_profile(profile)] if profile else PROFILES:
+        configs = [
+            config for part in study or studies.STUDIES for config in studies.get(part).runs(name) if config in there
+        ]
+        if configs:
+            break
+    else:
+        raise ArchiveError(
+            f"no runs of {'profile ' + profile if profile else 'any profile'} in {folder}; name another folder or profile"
+        )
+    choice = recheck.choose(configs, folder, sample, seed, data_dir=data_dir, longest=longest)
+    more = len(choice.runs) - len(choice.drawn)
+    print(
+        f"profile {name}, seed {seed}: {len(choice.drawn)} of {len(configs)} archived runs"
+        + (f", and {more} that these start from" if more else "")
+    )
+    for reason, count in choice.left_out.items():
+        print(f"not drawn: {count} that {reason}")
+    if not choice.runs:
+        raise ArchiveError("none of the archived runs can be trained again here; see above what they need")
+    with SweepProgress(choice.runs) as tell:
+        found = recheck.recheck(choice.runs, folder, data_dir=data_dir, jobs=jobs, progress=tell, strict=strict)
+    for comparison in found:
+        print(comparison.line())
+    for comparison in found:
+        if comparison.problem:
+            print(comparison.problem, file=sys.stderr)
+    if all(comparison.skipped for comparison in found):
+        raise ArchiveError("none of the drawn runs could be compared; see above why")
+    raise typer.Exit(1 if any(comparison.problem for comparison in found) else 0)
 
 
 @data_app.command("status")

@@ -80,6 +80,7 @@ def run_all(
     data_dir: str | Path | None = None,
     device: str = "auto",
     engine: str = "eager",
+    threads: int | None = 1,
     jobs: int | Callable[[], int] | None = None,
     executor: Executor | None = None,
     chunk: int = 1,
@@ -97,7 +98,7 @@ def run_all(
 
     Args:
         configs: the runs, in order of priority.
-        results, data_dir, device, engine, checkpoint_seconds: as in `rwclib.training.run`.
+        results, data_dir, device, engine, threads, checkpoint_seconds: as in `rwclib.training.run`.
         jobs: processes at once; default `default_jobs(device)`. With an `executor`, how many jobs it holds at once, or a
             function that says so now and then; default as many as there are.
         executor: anything with the `concurrent.futures.Executor` interface, for example
@@ -152,7 +153,7 @@ def run_all(
         for first in range(0, len(generation), chunk)
     ]
     options = {"results": str(results), "data_dir": str(data.folder(data_dir).absolute()), "device": device,
-               "engine": engine, "checkpoint_seconds": checkpoint_seconds, "keep": keep}  # fmt: skip
+               "engine": engine, "threads": threads, "checkpoint_seconds": checkpoint_seconds, "keep": keep}  # fmt: skip
     # One single-worker pool per process: a worker that dies costs its own runs alone.
     pools = [executor] if executor else [_local_pool() for _ in range(min(jobs or default_jobs(device), len(waiting)))]
     futures: dict[Future, tuple[list[RunConfig], int]] = {}
@@ -341,7 +342,7 @@ def _train(config: RunConfig, results: Path, options: dict) -> bool:
             os.replace(part, note)
 
     try:
-        training.run(config, **options, keep_weights=config.hash in keep, threads=1, progress=tell)
+        training.run(config, **options, keep_weights=config.hash in keep, progress=tell)
     finally:
         with contextlib.suppress(OSError):
             note.unlink(missing_ok=True)

@@ -46,10 +46,10 @@ def command(*arguments: object, env: dict[str, str] | None = None, **options: ob
     )  # fmt: skip
 
 
-def rwc(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+def rwc(*arguments: object, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
     """`rwc` run to its end: returncode, stdout, stderr."""
     process = command(*arguments, env=env)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
