@@ -160,9 +160,10 @@ def test_claims_come_as_table_json_and_markdown(capsys):
     rows = json.loads(out)
     assert code == 0
     assert {row["claim"] for row in rows} == {
-        *(f"L{i}" for i in range(1, 17)), *(f"W{i}" for i in range(1, 9)), *(f"D{i}" for i in range(1, 7))
+        *(f"L{i}" for i in range(1, 17)), *(f"W{i}" for i in range(1, 9)), *(f"D{i}" for i in range(1, 7)),
+        *(f"S{i}" for i in range(1, 7)),
     }  # fmt: skip
-    names = {"Eq. 1", "elementwise", "at all", "by 0.1%", "by 1%", "-"}
+    names = {"Eq. 1", "elementwise", "at all", "by 0.1%", "by 1%", "through layer 1", "on the image", "-"}
     assert {row["definition"] for row in rows} == names
     assert {row["verdict"] for row in rows} <= {"holds", "fails", "unclear", "not run"}
     assert run(capsys, "claims")[1].splitlines()[0].startswith("L1  ResNet-18, CIFAR-10: ")

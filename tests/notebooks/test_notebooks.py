@@ -97,7 +97,7 @@ def test_a_failing_cell_is_one_sentence_that_names_it(tmp_path):
 
 def test_reproduce_retrains_study_1_at_smoke(tmp_path):
     """With the real data sets where they are; without any, notebook 01 trains on the bundled sample and says so."""
-    retrain(tmp_path, ("01", "02", "03", "04"), "-p", "epochs", "2")
+    retrain(tmp_path, ("01", "02", "03", "04"))
     book = nbformat.read(tmp_path / "01_resnet18_blocks.ipynb", as_version=4)
     text = "".join(printed(cell) for cell in code(book))
     runs = list((tmp_path / "results-smoke" / "layerwise").iterdir())
