@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -121,8 +123,7 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
             # The kernel's own chatter (of its local connection, of being stopped); a cell's error comes as an exception.
             extra_arguments=["--log-level=CRITICAL"],
         )
-        body, _ = nbconvert.HTMLExporter().from_notebook_node(nbformat.read(result, as_version=4))
-        page.write_text(body, encoding="utf-8")
+        page.write_text(_page(nbformat.read(result, as_version=4), nbconvert), encoding="utf-8")
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
             f"{path.name}: cell {error.exec_count} failed: {error.ename}: {error.evalue}; see {result}"
@@ -132,3 +133,17 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
             f"cannot write to {output}: {error.strerror}; choose another folder with --output"
         ) from error
     return page
+
+
+_TABLES = "<style>.jp-OutputArea-output pre {white-space: pre !important; overflow-x: auto !important}</style>"
+
+
+def _page(notebook: Any, nbconvert: ModuleType) -> str:
+    """The notebook as HTML, with its figures' alternative texts, which nbconvert leaves out, and tables that do not wrap."""
+    body, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
+    outputs = [
+        output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
+    ]
+    texts = iter(html.escape(output.metadata.get("image/png", {}).get("alt", "")) for output in outputs)
+    body = re.sub('alt="No description has been provided for this image"', lambda _: f'alt="{next(texts, "")}"', body)
+    return body.replace("</head>", f"{_TABLES}</head>", 1)

@@ -24,7 +24,7 @@ class SweepProgress:
         self._console = Console(file=sys.stderr, force_jupyter=False)
         self._progress = Progress(
             TextColumn("{task.fields[runs]}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             TextColumn("{task.fields[now]}"), console=self._console, transient=False,
         )  # fmt: skip
         self._task = self._progress.add_task("sweep", total=sum(self._epochs.values()), runs="", now="")

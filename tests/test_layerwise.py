@@ -177,7 +177,11 @@ def test_a_diverged_run_enters_no_figure(tmp_path):
     from rwclib.errors import DivergedError
 
     config = layerwise.run_config("smoke", "resnet18", "fashion_mnist_sample", 0)
-    record = {"status": "diverged", "provenance": {"n_train": 1, "device": "cpu", "train_and_test_seconds": 1.0}, "diverged": {"epoch": 1, "train_loss": "nan"}}
+    record = {
+        "status": "diverged",
+        "provenance": {"n_train": 1, "device": "cpu", "train_and_test_seconds": 1.0},
+        "diverged": {"epoch": 1, "train_loss": "nan"},
+    }
     quick = layerwise.tables(profile="quick")
     archive.write(tmp_path, config, record, quick.layers.head(3), quick.epochs.head(3))
     with pytest.raises(DivergedError):

@@ -159,5 +159,7 @@ def retrain(folder, numbers, *words):
     names = {path.stem for path in BOOKS if path.name.startswith(numbers)}
     assert {path.stem for path in folder.glob("*.html")} == names
     assert {path.stem for path in folder.glob("*.ipynb")} == names
+    for path in folder.glob("*.html"):
+        assert "No description has been provided" not in path.read_text()
     for study in STUDIES:
         assert "claim" in (folder / f"claims_{study}.md").read_text()
