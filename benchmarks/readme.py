@@ -47,14 +47,17 @@ def faults(results: Path = ROOT / "benchmarks" / "results") -> str:
     if not (results / "faults.json").exists():
         return "Not tested yet: `make test-long` does."
     stored = json.loads((results / "faults.json").read_text())
-    lines = [["fault", "during", "what was done", "times", "at work", "afterwards"], ["---"] * 6]
+    grouped: dict[tuple[str, str, str], list[str]] = {}
     for row in stored["rows"]:
-        lines.append([str(row[key]) for key in ("fault", "during", "how", "tried", "in_the_middle", "then")])
+        times = f"{row['during']} {row['in_the_middle']}/{row['tried']}"
+        grouped.setdefault((row["fault"], row["how"], row["then"]), []).append(times)
+    lines = [["fault", "what was done", "hit a process at work / times tried", "afterwards"], ["---"] * 4]
+    lines += [[fault, how, ", ".join(times), then] for (fault, how, then), times in grouped.items()]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     kills = sum(row["in_the_middle"] for row in stored["rows"] if row["fault"] == "killed")
     return (
-        f"Written by `make test-long`, which did all this to real processes ({stored['environment']}). {kills} kills hit a "
-        f"process at work. {stored['checked']}\n\n{table}"
+        f"`make test-long` did all this to real processes ({stored['environment']}); `make test` does a few of each. {kills} kills hit a "
+        f"process at work. {stored['checked']}\n\n<details><summary>All faults</summary>\n\n{table}\n\n</details>"
     )
 
 

@@ -223,11 +223,14 @@ def _parsed(content: bytes, name: str) -> pd.DataFrame | np.ndarray:
         if not isinstance(array, np.ndarray):
             raise ValueError("it is no array")
         return array
-    about = parquet.read_metadata(buffer)
+    file = parquet.ParquetFile(buffer)
+    about = file.metadata
     rows = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
     if max(rows, about.num_rows) * about.num_columns > _CELLS:
         raise ValueError("it has too many rows")
-    table = pd.read_parquet(buffer)
+    table = file.read(use_threads=False).to_pandas(
+        use_threads=False
+    )  # small files: half the time of pandas.read_parquet
     for column in _NUMBERS.get(name, ()):
         if table[column].dtype.kind not in "if":
             raise ValueError(f"its column {column} holds no numbers")

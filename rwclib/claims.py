@@ -80,22 +80,18 @@ def about(claims: Sequence[Claim], models: Sequence[str]) -> list[Claim]:
     return [replace(claim, comparisons=kept) for claim, kept in parts.items() if kept]
 
 
-def _of_group(layers: pd.DataFrame, group: Group) -> pd.Series:
-    return (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
+def _of_group(layers: pd.DataFrame, group: Group) -> pd.DataFrame:
+    same = (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
+    return layers[same]
 
 
-def _sizes(layers: pd.DataFrame, group: Group) -> pd.Series:
-    """Number of weights by layer."""
-    return layers[_of_group(layers, group)].groupby("layer")["size"].first()
-
-
-def _layer_means(layers: pd.DataFrame, group: Group, metric: str) -> pd.DataFrame:
+def _layer_means(rows: pd.DataFrame, group: Group, metric: str) -> pd.DataFrame:
     """(seeds, layers) means over the epochs after the first, finite values only; all-infinite layers are left out.
 
     Tables of whole runs have no epochs, and keep all rows.
     """
-    of_group = _of_group(layers, group)
-    rows = layers[of_group & (layers["epoch"] > 1) if "epoch" in layers else of_group]
+    if "epoch" in rows:
+        rows = rows[rows["epoch"] > 1]
     if group.third:
         thirds = np.array_split(np.sort(rows["depth"].unique()), 3)
         rows = rows[rows["depth"].isin(thirds[_THIRDS.index(group.third)])]
@@ -113,22 +109,27 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
     Returns:
         effect, low, high (ratios; NaN if not run), verdict, seeds (number), resampled (`comparison.over`, `layers` or `-`).
     """
-    tables = [_layer_means(layers, group, metric) for group in comparison.groups]
+    return _compare([_of_group(layers, group) for group in comparison.groups], comparison, metric)
+
+
+def _compare(of_groups: Sequence[pd.DataFrame], comparison: Comparison, metric: str) -> dict:
+    """`compare`, of the rows of each of its groups."""
+    tables = [_layer_means(rows, group, metric) for rows, group in zip(of_groups, comparison.groups, strict=True)]
     seeds = sorted(set.intersection(*(set(table.index) for table in tables)))
     if not seeds:
         return NOT_RUN
     tables, rng, (forward, back) = [t.loc[seeds] for t in tables], np.random.default_rng(0), comparison.scales
     weights = [
-        _sizes(layers, group)[t.columns].to_numpy() if comparison.weighted else np.ones(t.shape[1])
-        for t, group in zip(tables, comparison.groups, strict=True)
+        rows.groupby("layer")["size"].first()[t.columns].to_numpy() if comparison.weighted else np.ones(t.shape[1])
+        for t, rows in zip(tables, of_groups, strict=True)
     ]
     means = [
         np.nansum(t * w, axis=1) / (t.notna() * w).sum(axis=1).to_numpy() for t, w in zip(tables, weights, strict=True)
     ]
     scaled = forward(means)  # (groups, seeds)
     effect = float(back(comparison.effect(scaled.mean(1))))
-    without = "epoch" not in layers and any(  # a run without a value must not simply be missing
-        layers.loc[_of_group(layers, group), metric].isna().any() for group in comparison.groups
+    without = any(  # a run without a value must not simply be missing
+        "epoch" not in rows and rows[metric].isna().any() for rows in of_groups
     )
     if without or (len(seeds) == 1 and min(table.shape[1] for table in tables) == 1):
         return _NO_INTERVAL | {"effect": effect, "seeds": len(seeds)}
@@ -207,8 +208,8 @@ def details(
                         continue
                     found, definition = compare_accuracy(of_epochs, part), "-"
                 else:
-                    keys = dict.fromkeys((able[-1] if able else "", g.model, g.dataset, g.group) for g in part.groups)
-                    found = compare(pd.concat([split.get(key, layers.iloc[:0]) for key in keys]), part, metric)
+                    keys = [(able[-1] if able else "", g.model, g.dataset, g.group) for g in part.groups]
+                    found = _compare([split.get(key, layers.iloc[:0]) for key in keys], part, metric)
                 rows.append(
                     {"claim": claim.id, "definition": definition, "comparison": claim.label(part), "unit": part.unit}
                     | found

@@ -76,7 +76,9 @@ def _join_parameters(arguments: list[str]) -> list[str]:
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Option(help="resnet18, ...")],
+    model: Annotated[
+        str, typer.Option(help="resnet18, resnet34, resnet50, vgg19_bn, alexnet, lenet5, ...; a wrong name lists all.")
+    ],
     dataset: Annotated[str, typer.Option(help="mnist, fashion_mnist, cifar10, cifar100, svhn, fashion_mnist_sample")],
     width: Annotated[int | None, typer.Option(help="Channels of the first stage, a multiple of 8.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
@@ -84,9 +86,9 @@ def train(
     n_train: Annotated[int | None, typer.Option(help="Training images used [default: all].")] = None,
     n_test: Annotated[int | None, typer.Option(help="Test images used [default: all].")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate, constant.")] = None,
-    momentum: Annotated[float | None, typer.Option()] = None,
-    weight_decay: Annotated[float | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of SGD.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty, as in torch.optim.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
     crop_padding: Annotated[int | None, typer.Option(help="Zero padding of the random crop; 0: no crop.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Random horizontal flip.")] = None,
@@ -101,7 +103,9 @@ def train(
     time_budget: TimeBudget = None,
     checkpoint_seconds: Checkpoint = 20.0,
 ) -> None:
-    """Train one run, resuming it where it stopped; the last line printed is its directory.
+    """Train one run, or go on where it stopped.
+
+    The last line printed is the run's directory.
 
     What is not given is as in study 1 (its learning rate, weight decay, batch size and augmentation; 150 epochs), for a
     network that study 1 does not have with learning rate 0.01 and weight decay 1e-4.
@@ -132,7 +136,9 @@ def train(
 def sweep(
     study: Annotated[str, typer.Argument(help=", ".join(STUDIES))],
     profile: Annotated[str, typer.Option(help=_PROFILE_HELP)] = "quick",
-    only: Annotated[list[str] | None, typer.Option(help="Only these models; repeat for more.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--model", "--only", help="Only these models; repeat for more.")
+    ] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Only these data sets; repeat for more.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only these seeds; repeat for more.")] = None,
     results: Results = None,
@@ -169,7 +175,7 @@ def sweep(
     checkpoint_seconds: Checkpoint = 20.0,
     as_json: AsJson = False,
 ) -> None:
-    """Train all runs of a study at a profile that the archive does not have yet.
+    """Train the runs of a study that the archive lacks.
 
     Several machines: --executor dask or slurm, after pip install 'rwclib[cluster]'.
     """
@@ -198,7 +204,7 @@ def sweep(
         left = [config for config in configs if config.name in report.left]
         here = executor == "local"  # elsewhere the machines, and how many there are, are not known
         about = planning.outlook(left, results or archive.default_results(), device, jobs) if here else ""
-        print(f"left: {len(left)} runs{about}; the same command goes on", file=sys.stderr)
+        print(f"runs left: {len(left)}{about}; the same command goes on", file=sys.stderr)
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -219,7 +225,7 @@ def reproduce(
     device: Device = "auto",
     jobs: Jobs = None,
 ) -> None:
-    """Execute the notebooks: figures, an HTML page each, and the table of claims.
+    """Execute the notebooks: pages, figures, claims.
 
     Reads the archive's best runs, or with --retrain trains the profile's (default quick) into OUTPUT/results-PROFILE.
     """
@@ -228,9 +234,7 @@ def reproduce(
     from rwclib.config import check_profile
 
     profile = profile or ("quick" if retrain else "best")
-    if profile != "best":
-        check_profile(profile)
-    elif retrain:
+    if check_profile(profile, "best") == "best" and retrain:
         raise ConfigError(f"--retrain needs a profile to train: {', '.join(PROFILES)}")
     if results is None:
         results = output / f"results-{profile}" if retrain else archive.default_results()
@@ -294,7 +298,10 @@ def claims(
         Path | None, typer.Option(help="Put the md table between this file's <!-- claims --> marks.")
     ] = None,
 ) -> None:
-    """The scorecard: every claim under both definitions of relative weight change."""
+    """Print the scorecard: every claim, its verdicts.
+
+    Each claim is judged under both definitions of relative weight change.
+    """
     import pandas as pd
 
     from rwclib import archive, scorecards, studies
@@ -325,7 +332,10 @@ def report(
         typer.Option(help="Folder of executed notebooks, as reproduce's OUTPUT [default: the repository's notebooks]."),
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page to send to a colleague: scorecard, accuracies, figures, provenance."""
+    """Write one HTML page to send to a colleague.
+
+    It is self-contained: scorecard, accuracies, all figures, provenance, both definitions.
+    """
     from rwclib import archive
     from rwclib.report import page
 
@@ -340,7 +350,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Toy size: shows that it runs, measures nothing.")] = False,
     into: Annotated[Path | None, typer.Option("--json", help="Write the environment and the rows here too.")] = None,
 ) -> None:
-    """Run one of the repository's benchmarks: a table of ours beside the alternative."""
+    """Measure speed or memory, ours beside the alternative."""
     import subprocess
 
     folder = Path(__file__).parents[1] / "benchmarks"

@@ -43,30 +43,34 @@ def results_ls(results: Results = None, as_json: AsJson = False) -> None:
         last = run.epochs.iloc[-1] if len(run.epochs) else None
         rows.append({
             "run": f"{run.config.study}/{place.name}", "status": run.record["status"], "epochs": len(run.epochs),
-            "test_top1": None if last is None else round(float(last["test_top1"]), 2),
+            "iterations": run.config.iterations, "test_top1": None if last is None else round(float(last["test_top1"]), 2),
             "device": run.record["provenance"]["device"],
         })  # fmt: skip
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            print(
-                f"{row['run']}  {row['status']}  {row['epochs']} epochs  test top-1 {row['test_top1']}%  {row['device']}"
-            )
-        print(f"{len(rows)} runs")
+            length = f"{row['iterations']} iterations" if row["iterations"] else f"{row['epochs']} epochs"
+            print(f"{row['run']}  {row['status']}  {length}  test top-1 {row['test_top1']}%  {row['device']}")
+        print(f"runs: {len(rows)}")
 
 
 @results_app.command("verify")
 def results_verify(results: Results = None) -> None:
-    """Check every finished run against its checksums; exit code 1 if one is damaged."""
+    """Check every finished run against its checksums.
+
+    Exit code 1 if one is damaged, or if there is none to check.
+    """
     from rwclib import archive
 
     folder = existing(results or archive.default_results())
     damages = [archive.damage(place) for place in archive.directories(folder)]
+    if not damages:
+        raise ArchiveError(f"no finished runs in {folder}; name the folder that holds the studies' folders")
     for problem in (problem for problems in damages for problem in problems):
         print(problem, file=sys.stderr)
     damaged = sum(map(bool, damages))
-    print(f"{len(damages) - damaged} runs ok, {damaged} damaged")
+    print(f"runs ok: {len(damages) - damaged}, damaged: {damaged}")
     raise typer.Exit(1 if damaged else 0)
 
 
@@ -81,18 +85,21 @@ def results_export(
 
     folder = existing(results or archive.default_results())
     count = exchange.export(folder, file, lambda config: study in (None, config.study))
-    print(f"{count} runs written to {file}")
+    print(f"runs written to {file}: {count}")
 
 
 @results_app.command("import")
 def results_import(
     file: Annotated[Path, typer.Argument(help="A tar file that `rwc results export` wrote.")], results: Results = None
 ) -> None:
-    """Take the runs of a tar file into the archive; all are checked first, and those already there are left alone."""
+    """Take the runs of a tar file into the archive.
+
+    All are checked first, and those already there are left alone.
+    """
     from rwclib import archive, exchange
 
     new, known = exchange.import_(file, results or archive.default_results())
-    print(f"{new} runs imported, {known} were there already")
+    print(f"runs imported: {new}, already there: {known}")
 
 
 @results_app.command("recheck")
@@ -100,7 +107,9 @@ def results_recheck(
     sample: Annotated[int, typer.Option(min=1, help="How many runs to draw.")] = 2,
     seed: Annotated[int | None, typer.Option(help="Of the draw [default: a new one, printed].")] = None,
     study: Annotated[list[str] | None, typer.Option(help="Only these studies; repeat for more.")] = None,
-    profile: Annotated[str | None, typer.Option(help="[default: the cheapest one that the archive has]")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Whose runs [default: the cheapest that the archive has].")
+    ] = None,
     longest: Annotated[
         float, typer.Option(min=0, help="Draw no run that took more seconds, with those it starts from.")
     ] = 20.0,
@@ -112,9 +121,9 @@ def results_recheck(
     data_dir: DataDir = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at once [default: one per core].")] = None,
 ) -> None:
-    """Train randomly drawn archived runs again, in a temporary folder, and compare them with the archive.
+    """Train some archived runs again and compare.
 
-    A run that starts from another's weights needs that one trained first; it is compared too. The tolerance is documented
+    They are drawn at random and trained in a temporary folder. A run that starts from another's weights needs that one trained first; it is compared too. The tolerance is documented
     in rwclib/recheck.py. Exit code 1 if a run differs, or if none could be compared.
     """
     import random
@@ -160,7 +169,10 @@ def results_recheck(
 
 @data_app.command("status")
 def data_status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Which image sets are on this machine, from where, and how they differ from the official files."""
+    """Which image sets are on this machine.
+
+    Where they are from, and how they differ from the official files.
+    """
     from rwclib import data
 
     rows = []
@@ -188,7 +200,10 @@ def data_status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 @data_app.command("fetch")
 def data_fetch(name: Annotated[str, typer.Argument(help="An image set.")], data_dir: DataDir = None) -> None:
-    """Download an image set through torchvision, digests checked, and keep it in the data folder."""
+    """Download an image set into the data folder.
+
+    Through torchvision, digests checked.
+    """
     from rwclib import data
 
     images = data.fetch(name, data_dir)

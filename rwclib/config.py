@@ -203,8 +203,8 @@ class RunConfig:
         return f"{self.model}-{self.dataset}-w{self.width}-{length}{size}-s{self.seed}-{self.hash}"
 
 
-def check_profile(profile: str) -> str:
-    """`profile` itself, or `ConfigError` naming the known ones."""
-    if profile not in PROFILES:
-        raise ConfigError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+def check_profile(profile: str, *more: str) -> str:
+    """`profile` itself, or `ConfigError` naming the known ones: `PROFILES` and `more`."""
+    if profile not in (known := (*more, *PROFILES)):
+        raise ConfigError(f"unknown profile {profile!r}; known: {', '.join(known)}")
     return profile

@@ -77,7 +77,13 @@ def import_(file: Path, results: Path) -> tuple[int, int]:
     except ArchiveError:
         raise
     except Exception as error:  # tarfile and zlib raise anything at a damaged file
-        raise ArchiveError(f"{file} is not a readable tar of runs ({one_line(error)}); export it again") from error
+        if isinstance(error, OSError) and error.errno:
+            raise ArchiveError(
+                f"cannot read {file}: {error.strerror}; name a tar that `rwc results export` wrote"
+            ) from error
+        raise ArchiveError(
+            f"{file} is damaged, or no tar that `rwc results export` wrote ({one_line(error)}); export it again"
+        ) from error
 
     def reader(files: dict[str, bytes]) -> Callable[[str], bytes]:
         def read_member(name: str) -> bytes:

@@ -36,7 +36,7 @@ def find(only: list[str] | None = None) -> list[Path]:
 
 def parameters(path: Path) -> dict[str, object]:
     """Names and default values of the notebook's `parameters` cell; `NotebookError` without exactly one, of literals."""
-    nbformat = _installed("nbformat")
+    nbformat = installed("nbformat")
     try:
         notebook = nbformat.read(path, as_version=4)
         cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
@@ -59,7 +59,8 @@ def parameters(path: Path) -> dict[str, object]:
         ) from error
 
 
-def _installed(name: str) -> ModuleType:
+def installed(name: str) -> ModuleType:
+    """A module that the package needs for notebooks alone; `NotebookError` without it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -107,7 +108,7 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(f"{path.name} has no parameter {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
-    nbformat, papermill, nbconvert = (_installed(name) for name in ("nbformat", "papermill", "nbconvert"))
+    nbformat, papermill, nbconvert = (installed(name) for name in ("nbformat", "papermill", "nbconvert"))
     output = Path(output).absolute()
     result, page = output / path.name, output / f"{path.stem}.html"
     try:
@@ -135,11 +136,26 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
     return page
 
 
+def mathml(tex: str) -> str:
+    """A TeX formula as MathML, which browsers draw by themselves; as code what is not plain (the converter lets markup through)."""
+    plain = re.fullmatch(r"[\w\s\\^{}|/+=.,()%-]*", tex) and not re.search(r"\\(href|style|class|unicode)", tex)
+    convert = installed("latex2mathml.converter").convert
+    try:
+        return convert(tex) if plain else f"<code>{html.escape(tex)}</code>"
+    except Exception:  # it raises anything at what it does not know
+        return f"<code>{html.escape(tex)}</code>"
+
+
 _TABLES = "<style>.jp-OutputArea-output pre {white-space: pre !important; overflow-x: auto !important}</style>"
 
 
 def _page(notebook: Any, nbconvert: ModuleType) -> str:
-    """The notebook as HTML, with its figures' alternative texts, which nbconvert leaves out, and tables that do not wrap."""
+    """The notebook as HTML, with its figures' alternative texts, which nbconvert leaves out, tables that do not wrap, and formulas
+    that need no network.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"(`[^`]*`)|\$([^$\n]+)\$", lambda m: m[1] or mathml(m[2]), cell.source)
     body, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
     outputs = [
         output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})

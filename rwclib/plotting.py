@@ -9,7 +9,6 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import figure as mpl_figure
 
 from rwclib.metrics import METRICS
@@ -24,8 +23,10 @@ LABELS = {
     "l2_norm": "L2 norm",
 }
 STYLE = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
-COLORS = sns.color_palette("colorblind")
-CLUSTER_COLORS = ("#4C72B0", "#55A868", "#CCB974", "#C44E52", "#64B5CD")  # by label, as the published figures have them
+# Seaborn's palette `colorblind`; seaborn itself is imported where it draws, since that takes seconds.
+COLORS = (
+    "#0173B2", "#DE8F05", "#029E73", "#D55E00", "#CC78BC", "#CA9161", "#FBAFE4", "#949494", "#ECE133", "#56B4E9",
+)  # fmt: skip
 
 
 class Figure(mpl_figure.Figure):
@@ -41,6 +42,22 @@ class Figure(mpl_figure.Figure):
             return buffer.getvalue(), {"alt": self.alt}
         return self.saved, {"alt": self.alt}
 
+    def legend_above(self, columns: int, title: str = "") -> None:
+        """One legend for all panels, each label once."""
+        entries = {
+            label: line for axes in self.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        looks = {"loc": "outside upper center", "frameon": False, "fontsize": 8}
+        self.legend(entries.values(), entries.keys(), ncols=columns, title=title, **looks)
+
+
+def write_out(axis: mpl.axis.Axis) -> None:
+    """Plain numbers on a logarithmic axis: 1, 2 and 5 of every decade where it has few."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(mpl.ticker.NullFormatter())
+
 
 def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
     """One line per layer, `metric` against the step, coloured from the first layer to the last.
@@ -48,6 +65,8 @@ def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
     Args:
         table: columns step, layer, depth and `metric`, as `RWCTracker.table()` gives it.
     """
+    import seaborn as sns
+
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     layers = list(dict.fromkeys(table["layer"]))
@@ -78,24 +97,29 @@ def group_lines(
     *,
     title: str,
     caption: str,
+    order: Sequence[str] = (),
     published: Mapping[str, float] | None = None,
     metrics: Sequence[str] = ("rwc", "rwc_elementwise"),
 ) -> Figure:
-    """One panel per definition: a thin line per layer, each group's mean with its range over seeds, published medians.
+    """A panel per definition, logarithmic: a thin line per layer, each group's mean with its range over seeds, published medians.
 
     Args:
         layers: tidy table of one model and data set with columns epoch, seed, group, layer and `metrics`.
-        groups: the layer groups to draw, one colour each.
+        groups: the layer groups to draw.
         title, caption: above and below the panels.
+        order: all groups of the network, each of which has its own colour in all figures; `groups` if empty.
         published: the published figure's median by group; drawn where the axis shows what the paper's code computed.
         metrics: one panel each.
     """
+    import seaborn as sns
+
     rows = layers[layers["group"].isin(groups)]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4), layout="constrained")
         for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
             finite = rows.assign(value=rows[metric].where(np.isfinite(rows[metric])))
-            for color, group in zip(COLORS, groups, strict=False):
+            for group in groups:
+                color = COLORS[list(order or groups).index(group)]
                 of_group = finite[finite["group"] == group]
                 for _, line in of_group.groupby("layer", sort=False):
                     mean = line.groupby("epoch")["value"].mean()
@@ -113,12 +137,12 @@ def group_lines(
                 )
                 if metric == "rwc_elementwise" and published and group in published:
                     axes.axhline(published[group], color=color, ls="--", lw=1.1, label=f"{group} published median")
-            _limit(axes, finite["value"], published if metric == "rwc_elementwise" else None)
             axes.set(xlabel="epoch", ylabel=LABELS[metric])
+            axes.set_yscale("log")  # after drawing, or seaborn would average on the logarithmic scale
+            write_out(axes.yaxis)
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
             axes.get_legend().remove()  # seaborn's
-        lines = axes.get_legend_handles_labels()  # the last panel's: those of the others and the published medians
-        figure.legend(*lines, loc="outside upper center", ncols=len(groups), frameon=False, fontsize=8, title=title)
+        figure.legend_above(len(groups), title)
         figure.alt = f"{title}: relative weight change by epoch, a line per layer, under both definitions"
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
@@ -130,6 +154,8 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
     Args:
         means: columns dataset, panel (its title), group, source (`Eq. 1`, `elementwise`, `published`), value; several rows per seed.
     """
+    import seaborn as sns
+
     panels = means.loc[means["source"] != "published", ["panel", "dataset"]].drop_duplicates()
     looks = {"Eq. 1": (COLORS[0], "-", "o"), "elementwise": (COLORS[1], "-", "s"), "published": ("0.35", "--", "D")}
     labels = {
@@ -152,15 +178,8 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
             axes.tick_params(axis="x", rotation=40)
         for axes in row:  # after drawing, or seaborn would average on the logarithmic scale
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        figure.legend(
-            *axes.get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=3,
-            frameon=False,
-            fontsize=8,
-            title=title,
-        )
+            write_out(axes.yaxis)
+        figure.legend_above(3, title)
         figure.alt = f"{title}, both definitions and the published medians"
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
@@ -181,8 +200,7 @@ def measures_by_size(table: pd.DataFrame, *, caption: str) -> Figure:
             axes.plot(rows["size"], rows["median"], line, color=color, marker=marker, ms=5, lw=2, label=measure)
             axes.fill_between(rows["size"], rows["p10"], rows["p90"], color=color, alpha=0.2, lw=0)
         axes.set(xscale="log", yscale="log", xlabel="weights in the layer", ylabel="relative change (ratio)")
-        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        write_out(axes.yaxis)
         axes.legend(frameon=False, fontsize=8)
         figure.alt = (
             "Eq. 1, the elementwise mean and the elementwise median of simulated change against the layer's size"
@@ -215,8 +233,7 @@ def definitions_by_layer(means: pd.DataFrame, *, titles: Mapping[str, str], capt
             axes.set(xscale="log", yscale="log", title=titles[dataset], xlabel="Eq. 1 (ratio)")
             axes.title.set_fontsize(9)
         row[0].set_ylabel("elementwise mean (ratio)")
-        handles = {label: line for axes in row for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+        figure.legend_above(4)
         figure.alt = "Each layer's mean change, the elementwise mean against Eq. 1, with the line of equality"
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
@@ -240,7 +257,7 @@ def cluster_lines(
         ):
             top = 1.5 * np.quantile(curves.to_numpy(), 0.99)
             for label in np.unique(labels):
-                inside, color = curves[labels == label], CLUSTER_COLORS[label % len(CLUSTER_COLORS)]
+                inside, color = curves[labels == label], COLORS[label % len(COLORS)]
                 axes.plot(curves.columns, inside.T, color=color, lw=0.6, alpha=0.55)
                 axes.plot(curves.columns, inside.mean(), color=color, lw=2, label=f"{len(inside)}")
                 top = max(top, 1.05 * inside.mean().max() if len(inside) > 2 else 0)
@@ -283,18 +300,7 @@ def scree_lines(table: pd.DataFrame, *, title: str, caption: str, columns: int) 
             axes.set_title(name, fontsize=8)
         for axes in list(grid.flat)[len(names) :]:
             axes.set_visible(False)
-        handles = {
-            label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper center",
-            ncols=3,
-            frameon=False,
-            fontsize=8,
-            title=title,
-        )
+        figure.legend_above(3, title)
         figure.supylabel("inertia / inertia of one cluster", fontsize=9)
         figure.supxlabel(f"number of clusters k\n{caption}", fontsize=7, color="0.35")
         figure.alt = f"{title}: inertia over the number of clusters"
@@ -309,24 +315,12 @@ def by_depth(table: pd.DataFrame, *, caption: str, ylabel: str) -> Figure:
         for color, marker, name in zip(COLORS, "os^D", table.columns, strict=False):
             axes.plot(range(1, len(table) + 1), table[name], color=color, marker=marker, ms=4, lw=1.3, label=name)
         axes.set(yscale="log", xlabel="layer, in order of depth", ylabel=ylabel)
-        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        write_out(axes.yaxis)
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8)
         figure.alt = f"{ylabel} by depth: {', '.join(table.columns)}"
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
-
-
-def _limit(axes: mpl.axes.Axes, values: pd.Series, published: Mapping[str, float] | None) -> None:
-    """Linear axis from 0; spikes beyond 1.5 times the 98th percentile are cut off, and the panel says how many."""
-    top = max([1.5 * values.quantile(0.98), *(1.1 * v for v in (published or {}).values())])
-    above = int((values > top).sum())
-    axes.set_ylim(0, min(top, 1.05 * values.max()) if not published else top)
-    if above:
-        axes.set_title(
-            f"{above} value{'s' * (above > 1)} beyond the axis", loc="right", fontsize=7, color="0.35", pad=2
-        )
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> Path:

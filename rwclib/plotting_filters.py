@@ -98,18 +98,7 @@ def fit_bars(table: pd.DataFrame, *, title: str, caption: str, published: Mappin
             axes.set(xticks=range(len(models)), ylim=(0, 1.02), title=panel)
             axes.set_xticklabels(models, rotation=30)
             axes.title.set_fontsize(9)
-        handles = {
-            label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper center",
-            ncols=4,
-            frameon=False,
-            fontsize=8,
-            title=title,
-        )
+        figure.legend_above(4, title)
         figure.supylabel("R²", fontsize=9)
         figure.alt = f"{title}: bars of R squared for each layer, model and image"
         figure.supxlabel(caption, fontsize=7, color="0.35")

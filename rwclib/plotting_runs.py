@@ -9,9 +9,8 @@ from contextlib import contextmanager
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
-from rwclib.plotting import COLORS, STYLE, Figure
+from rwclib.plotting import COLORS, STYLE, Figure, write_out
 
 
 def points(
@@ -36,6 +35,8 @@ def points(
         marks: values of `y` to mark, by panel; `mark_label` says what they are.
         log: logarithmic axis.
     """
+    import seaborn as sns
+
     names = list(dict.fromkeys(table[panel]))
     with mpl.rc_context(STYLE), _same_jitter():
         figure = Figure(figsize=(2.5 * len(names) + 0.8, 3.8), layout="constrained")
@@ -52,20 +53,11 @@ def points(
             axes.tick_params(axis="x", rotation=30)
             if log:
                 axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        handles = {label: line for axes in row for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+                write_out(axes.yaxis)
         for axes in row:
             if axes.get_legend():
                 axes.get_legend().remove()
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper center",
-            ncols=4,
-            frameon=False,
-            fontsize=8,
-            title=title,
-        )
+        figure.legend_above(4, title)
         figure.alt = f"{title}: {ylabel}, a panel per {panel}"
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
@@ -103,22 +95,9 @@ def step_lines(
                 axes.plot(steps, means, color=COLORS[hues.index(name)], ls=("-", "--", ":")[styles.index(kind) % 3],
                           marker="os^"[styles.index(kind) % 3], ms=3.5, lw=1.3, label=f"{name}, {kind}")  # fmt: skip
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-            axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            write_out(axes.yaxis)
             axes.set_title(f"{row}, {column}", fontsize=8)
-        handles = {
-            label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper center",
-            ncols=len(styles),
-            frameon=False,
-            fontsize=8,
-            title=title,
-        )
+        figure.legend_above(len(styles), title)
         figure.supylabel(ylabel, fontsize=9)
         figure.alt = f"{title}: {ylabel} by step of epochs"
         figure.supxlabel(f"epochs\n{caption}", fontsize=7, color="0.35")

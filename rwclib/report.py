@@ -31,10 +31,6 @@ PAPERS = {  # title and address of each study's paper
     "softness": ("Varying training and softness of filters", "https://emerginginvestigators.org"),
 }
 VERDICTS = {"holds": "✓", "unclear": "?", "fails": "✗", "not run": "–"}
-_TEX = {
-    r"\lVert": "‖", r"\rVert": "‖", r"\lvert": "|", r"\rvert": "|", r"\theta": "θ", r"\dots": "…", r"\times": "×",
-    r"\,": " ", r"\%": "%", "-": "−",
-}  # fmt: skip
 
 
 @dataclass
@@ -53,55 +49,33 @@ class Section:
     """What a notebook shows below one piece of prose."""
 
     heading: str
-    prose: list[str]
+    prose: str
     figures: list[Figure] = field(default_factory=list)
 
 
 @dataclass
 class Book:
-    """A notebook: its title, the number of its study (0 for none), the profile it drew, its sections with figures."""
+    """A notebook: title, number of its study (0 for none), profile it drew, its findings in short, sections with figures."""
 
     name: str
     title: str
     study: int
     profile: str
+    short: str
     sections: list[Section]
 
 
-def prose(markdown: str) -> list[str]:
-    """A notebook's paragraphs as HTML: code, formulas of one line, bold, italic and links; all else is text."""
-    return [_inline(" ".join(part.split())) for part in markdown.split("\n\n") if part.strip()]
+def prose(markdown: str) -> str:
+    """Markdown as HTML without any markup of its own: formulas in MathML, links to other notebooks on the web."""
+    text = notebooks.installed("mistune").create_markdown(escape=True, plugins=["math"])(markdown)
+    text = re.sub(
+        r'<span class="math">\\\((.*?)\\\)</span>', lambda m: notebooks.mathml(html.unescape(m[1])), text, flags=re.S
+    )
+    return re.sub(r'href="(?!https://|#)', f'href="{notebooks.REPOSITORY}/blob/main/notebooks/', text)
 
 
-def _inline(text: str) -> str:
-    pieces = []
-    for piece in re.split(r"(`[^`]+`|\$[^$]+\$)", text):
-        if piece[:1] == "`" and len(piece) > 2:
-            piece = f"<code>{html.escape(piece[1:-1])}</code>"
-        elif piece[:1] == "$" and len(piece) > 2:
-            piece = _formula(piece[1:-1])
-        else:
-            piece = re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", _link, html.escape(piece))
-            piece = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", piece)
-            piece = re.sub(r"(?<!\w)\*([^*\s][^*]*)\*(?!\w)", r"<em>\1</em>", piece)
-        pieces.append(piece)
-    return "".join(pieces)
-
-
-def _link(match: re.Match) -> str:
-    words, target = match.groups()
-    if not target.startswith("https://"):
-        target = f"{notebooks.REPOSITORY}/blob/main/notebooks/{target}"
-    return f'<a href="{target}">{words}</a>'
-
-
-def _formula(tex: str) -> str:
-    text = html.escape(tex)
-    for command, sign in _TEX.items():
-        text = text.replace(command, sign)
-    for mark, tag in (("_", "sub"), (r"\^", "sup")):
-        text = re.sub(rf"{mark}(?:\{{([^{{}}]*)\}}|(\w))", lambda m, tag=tag: f"<{tag}>{m[1] or m[2]}</{tag}>", text)
-    return f'<span class="formula">{text}</span>' if "\\" not in text else f"<code>{html.escape(tex)}</code>"
+def _inline(markdown: str) -> str:
+    return prose(markdown).strip().removeprefix("<p>").removesuffix("</p>")
 
 
 def books(folder: Path | None = None) -> list[Book]:
@@ -119,7 +93,7 @@ def books(folder: Path | None = None) -> list[Book]:
 def _book(path: Path) -> Book:
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        book = Book(path.stem, path.stem, 0, "", [Section("", [])])
+        book = Book(path.stem, path.stem, 0, "", "", [Section("", "")])
         for cell in cells:
             source = "".join(cell["source"])
             if cell["cell_type"] == "markdown":
@@ -139,6 +113,8 @@ def _read_prose(book: Book, source: str) -> None:
         book.title, _, _ = source[2:].partition("\n")
         found = re.match(r"Study (\d+)", book.title)
         book.study = int(found[1]) if found else 0
+        found = re.search(r"^\*\*In short\*\*.*?(?=\n\n|\Z)", source, re.M | re.S)
+        book.short = prose(found[0]) if found else ""
         return
     heading = book.sections[-1].heading
     parts = re.split(r"^##+ (.+)$", source, flags=re.M)  # text, heading, text, heading, text, ...

@@ -53,13 +53,26 @@ def families(table: pd.DataFrame) -> list[tuple[list[str], list[tuple[str, pd.Da
     return [(list(names) or ["finding"], claims) for names, claims in found.items()]
 
 
+def tallies(table: pd.DataFrame) -> list[str]:
+    """Which claims have which verdict, a line to each definition: `Eq. 1: 2 hold (L1, L2), 1 fails (L3)`."""
+    names = table["definition"].replace("-", "finding")
+    lines = []
+    for name, of in table.groupby(names, sort=False):
+        parts = []
+        for verdict, plural in {"holds": "hold", "unclear": "unclear", "fails": "fail", "not run": "not run"}.items():
+            ids = list(of.loc[of["verdict"] == verdict, "claim"])
+            parts += [f"{len(ids)} {verdict if len(ids) == 1 else plural} ({', '.join(ids)})"] * bool(ids)
+        lines.append(f"{name}: {', '.join(parts)}")
+    return lines
+
+
 def copies(table: pd.DataFrame) -> list[str]:
     """What the table's data sets are copies of, one line each."""
     return sorted({copy for copies in table["data"] for copy in copies})
 
 
 def to_text(table: pd.DataFrame) -> str:
-    """A scorecard as text, three or fewer lines to a claim, the data copies at the end.
+    """A scorecard as text, a few lines to a claim; at the end which claims have which verdict, and the data copies.
 
     Args:
         table: a scorecard with four more columns: `text`, the claims' sentences; `data`, lists of `title: data copy`;
@@ -70,17 +83,18 @@ def to_text(table: pd.DataFrame) -> str:
     for claim_id, rows in table.groupby("claim", sort=False):
         first = rows.iloc[0]
         interval, profile, accuracy, sets = circumstances(first)
-        known = f" ({profile}; {interval}; training top-1 {accuracy}; {sets})" if first["seeds"] else ""
-        lines.append(f"{claim_id:<4}{first['text']}{known}")
+        lines.append(f"{claim_id:<4}{first['text']}")
+        if first["seeds"]:
+            lines.append(f"    {profile}; interval: {interval}; training top-1 {accuracy}; {sets}")
         lines += [f"    {row['definition']:<{width}}{_finding(row)}" for _, row in rows.iterrows()]
-    return "\n".join([*lines, "", *copies(table)]).rstrip()
+    return "\n".join([*lines, "", *tallies(table), "", *copies(table)]).rstrip()
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The same in Markdown: one row to a claim, a table to each set of definitions (one for what is no matter of these), and a
-    list of the data copies.
+    """The same in Markdown: which claims have which verdict, a table to each set of definitions (one for what is no matter of
+    these) with one row to a claim, and a list of the data copies.
     """
-    lines = []
+    lines = [*(f"- {line}" for line in tallies(table)), ""]
     for names, claims in families(table):
         rows = [["claim", "statement", *names, *CIRCUMSTANCES]]
         rows.append(["---"] * len(rows[0]))

@@ -48,7 +48,9 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {device!r} cannot be used here; use auto, cpu or, with a GPU, cuda") from error
+        raise ConfigError(
+            f"device {device!r} is not on this machine; known: auto, cpu, and with a GPU cuda, cuda:1, ..."
+        ) from error
     return chosen
 
 

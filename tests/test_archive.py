@@ -175,7 +175,7 @@ def test_one_damaged_run_in_a_tar_stops_the_whole_import(finished, tmp_path):
 
 def test_a_file_that_is_no_tar_is_refused(tmp_path):
     (tmp_path / "bad.tar").write_bytes(b"no tar at all")
-    with pytest.raises(ArchiveError, match="not a readable tar"):
+    with pytest.raises(ArchiveError, match="no tar that `rwc results export` wrote"):
         exchange.import_(tmp_path / "bad.tar", tmp_path / "results")
 
 
@@ -294,7 +294,7 @@ def test_a_gzip_with_damaged_bytes_is_refused(finished, tmp_path):
     raw = exported(finished, tmp_path)
     for damaged in (raw[:1000] + b"\xff" * 50 + raw[1050:], raw[:-4], raw[:-8] + b"\0" * 8):
         (tmp_path / "bad.tar.gz").write_bytes(damaged)
-        with pytest.raises(ArchiveError, match="not a readable tar"):
+        with pytest.raises(ArchiveError, match="no tar that `rwc results export` wrote"):
             exchange.import_(tmp_path / "bad.tar.gz", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

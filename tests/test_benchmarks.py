@@ -65,7 +65,10 @@ def bench(name: str, folder: Path) -> tuple[dict, str]:
     return json.loads(file.read_text()), done.stdout
 
 
-@pytest.mark.parametrize("name", ROWS)
+SLOW = {"gpu": [pytest.mark.long], "sweep": [pytest.mark.long]}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, [])) for name in ROWS])
 def test_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path) -> None:
     written, printed = bench(name, tmp_path)
     rows = written["rows"]

@@ -239,6 +239,22 @@ def test_tables_print_points_and_ratios_and_name_each_data_copy_once():
         assert "50%" in text
 
 
+def test_a_tally_names_each_claim_once_under_its_verdict():
+    verdict = ["holds", "fails", "holds", "fails", "unclear", "not run"]
+    table = pd.DataFrame(
+        {
+            "claim": ["L1", "L1", "L2", "L2", "D3", "D4"],
+            "definition": ["a", "b", "a", "b", "-", "-"],
+            "verdict": verdict,
+        }
+    )
+    assert scorecards.tallies(table) == [
+        "a: 2 hold (L1, L2)",
+        "b: 2 fail (L1, L2)",
+        "finding: 1 unclear (D3), 1 not run (D4)",
+    ]
+
+
 def test_thirds_of_a_group_are_by_depth_and_every_layer_lies_in_one():
     table = planted({"a": 1.0}, layers=8)
     depth = {layer: i for i, layer in enumerate(sorted(table["layer"].unique()))}

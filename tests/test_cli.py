@@ -72,16 +72,21 @@ def test_every_command_has_help(capsys, words):
         ([*TRAIN, "--width", "12"], 2, "width must be a multiple of 8, not 12"),
         ([*TRAIN, "--n-train", "6001"], 2, "n_train is 6001, but fashion_mnist_sample has 6000"),
         ([*TRAIN, "--optimizer", "lion"], 2, "unknown optimizer 'lion'; known: sgd, adam"),
-        ([*TRAIN, "--device", "tpu"], 2, "device 'tpu' cannot be used here"),
+        ([*TRAIN, "--device", "tpu"], 2, "device 'tpu' is not on this machine"),
         ([*TRAIN, "--dataset", "cifar10", "--data-dir", "{tmp}/none"], 1, "cifar10 could not be fetched"),
         (["sweep", "nonsense"], 2, "unknown study 'nonsense'; known: layerwise"),
         (["sweep", "layerwise", "--profile", "huge"], 2, "unknown profile 'huge'; known: smoke, quick, reduced, paper"),
         (["sweep", "layerwise", "--only", "resnet19"], 2, "unknown model 'resnet19'"),
-        (["claims", "--profile", "huge"], 2, "unknown profile 'huge'"),
+        (["claims", "--profile", "huge"], 2, "unknown profile 'huge'; known: best, smoke, quick, reduced, paper"),
         (["claims", "--format", "xml"], 2, "unknown format 'xml'"),
         (["claims", "--results", "{tmp}/none"], 2, "does not exist"),
         (["results", "ls", "--results", "{tmp}/none"], 2, "does not exist"),
-        (["results", "import", "{tmp}/none.tar", "--results", "{tmp}/r"], 1, "not a readable tar of runs"),
+        (
+            ["results", "import", "{tmp}/none.tar", "--results", "{tmp}/r"],
+            1,
+            "none.tar: No such file or directory; name a tar that `rwc results export` wrote",
+        ),
+        (["results", "verify", "--results", "{tmp}"], 1, "no finished runs in"),
         (["data", "fetch", "imagenet"], 2, "unknown data set 'imagenet'"),
         (["reproduce", "--only", "77"], 2, "no notebook begins with '77'"),
         (["reproduce", "-p", "no_such_parameter", "1"], 2, "no notebook has a parameter 'no_such_parameter'; known:"),
@@ -143,15 +148,15 @@ def test_results_are_listed_verified_exported_and_imported(capsys, results, tmp_
     code, out, _ = run(capsys, "results", "ls", "--results", results, "--json")
     assert code == 0
     assert [row["status"] for row in json.loads(out)] == ["done"]
-    assert run(capsys, "results", "ls", "--results", results)[1].endswith("1 runs\n")
-    assert run(capsys, "results", "verify", "--results", results)[:2] == (0, "1 runs ok, 0 damaged\n")
+    assert run(capsys, "results", "ls", "--results", results)[1].endswith("runs: 1\n")
+    assert run(capsys, "results", "verify", "--results", results)[:2] == (0, "runs ok: 1, damaged: 0\n")
     assert run(capsys, "results", "export", tmp_path / "a.tar.gz", "--results", results)[0] == 0
     code, out, _ = run(capsys, "results", "import", tmp_path / "a.tar.gz", "--results", tmp_path / "other")
-    assert (code, out) == (0, "1 runs imported, 0 were there already\n")
+    assert (code, out) == (0, "runs imported: 1, already there: 0\n")
     file = next((tmp_path / "other").rglob("layers.parquet"))
     file.write_bytes(file.read_bytes()[:100])
     code, out, err = run(capsys, "results", "verify", "--results", tmp_path / "other")
-    assert (code, out) == (1, "0 runs ok, 1 damaged\n")
+    assert (code, out) == (1, "runs ok: 0, damaged: 1\n")
     assert "layers.parquet was truncated or edited" in err
 
 
@@ -166,8 +171,9 @@ def test_claims_come_as_table_json_and_markdown(capsys):
     names = {"Eq. 1", "elementwise", "at all", "by 0.1%", "by 1%", "through layer 1", "on the image", "-"}
     assert {row["definition"] for row in rows} == names
     assert {row["verdict"] for row in rows} <= {"holds", "fails", "unclear", "not run"}
-    assert run(capsys, "claims")[1].splitlines()[0].startswith("L1  ResNet-18, CIFAR-10: ")
-    assert run(capsys, "claims", "--format", "md")[1].startswith("| claim | statement |")
+    one = ("claims", "--study", "weightscale")
+    assert run(capsys, *one)[1].splitlines()[0].startswith("W1  ResNet, CIFAR-10: ")
+    assert run(capsys, *one, "--format", "md")[1].startswith("- Eq. 1: ")
 
 
 def test_claims_of_an_empty_archive_are_not_run(capsys, tmp_path):

@@ -581,7 +581,7 @@ def test_the_command_names_every_damaged_file_at_once(world, tmp_path):
                 flip(file, file, random.Random(file.name))
     empty(places[2] / "run.json", places[2], random.Random())
     done = rwc("results", "verify", "--results", results)
-    assert (done.returncode, done.stdout) == (1, "1 runs ok, 3 damaged\n")
+    assert (done.returncode, done.stdout) == (1, "runs ok: 1, damaged: 3\n")
     damaged = [file for place in places[:2] for file in place.iterdir() if file.name != "run.json"]
     lines = done.stderr.splitlines()
     assert len(lines) == len(damaged) + 1

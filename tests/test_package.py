@@ -148,5 +148,5 @@ def test_the_command_works_away_from_the_repository(elsewhere):
                "--n-test", 32, "--results", "mine")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("mine/custom/lenet5-fashion_mnist_sample-")
-    assert rwc("results", "verify", "--results", "mine").stdout == "1 runs ok, 0 damaged\n"
+    assert rwc("results", "verify", "--results", "mine").stdout == "runs ok: 1, damaged: 0\n"
     assert rwc("bench", "gpu").stderr.startswith("rwc: the benchmarks come with the repository")

@@ -241,7 +241,7 @@ def test_another_number_of_threads_stays_within_the_tolerance(runs, results, tmp
     assert not found.problem, found.line()
 
 
-@pytest.mark.parametrize(("model", "width"), [("resnet18", 8), ("lenet5", 64)])
+@pytest.mark.parametrize(("model", "width"), [("lenet5", 64), pytest.param("resnet18", 8, marks=pytest.mark.long)])
 def test_two_processes_with_the_same_threads_give_the_same_bits(tmp_path, model, width):
     places = [
         rwc("train", "--model", model, "--dataset", data.SAMPLE, "--width", width, "--epochs", 2, "--n-train", 200,

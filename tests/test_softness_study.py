@@ -109,7 +109,7 @@ def test_the_archive_holds_the_papers_eleven_sessions_and_all_of_quick(found):
     quick = study.tables(RESULTS, "quick")
     assert set(quick.runs["hash"]) == {run.hash for run in study.runs("quick")}
     counts = study.counts(found)
-    assert counts["sessions"].tolist() == counts["paper"].tolist() == list(study.DESIGN.values())
+    assert counts["sessions"].tolist() == counts["in the paper"].tolist() == list(study.DESIGN.values())
 
 
 def test_the_archived_filters_are_those_after_each_iteration_of_the_grid(found):

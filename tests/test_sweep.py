@@ -204,8 +204,8 @@ def test_the_commands_time_budget_counts_its_start_and_says_what_is_left(tmp_pat
     assert time.time() - began < 6 + 15
     assert done.returncode == 0
     assert done.stdout == "2 left for the next call\n"
-    assert re.search(r"^left: 2 runs; the same command goes on$", done.stderr, re.MULTILINE)  # no speed is known yet
+    assert re.search(r"^runs left: 2; the same command goes on$", done.stderr, re.MULTILINE)  # no speed is known yet
     for place in archive.directories(archive.default_results())[-1:]:
         shutil.copytree(place, tmp_path / "layerwise" / place.name)
     done = rwc(*arguments, "--device", "cpu", "--time-budget", 0, "--jobs", 2, "--results", tmp_path)
-    assert re.search(r"^left: 2 runs, about \d+ minutes with 2 at once; ", done.stderr, re.MULTILINE)
+    assert re.search(r"^runs left: 2, about \d+ minutes with 2 at once; ", done.stderr, re.MULTILINE)

@@ -295,7 +295,7 @@ def test_an_impossible_run_is_refused_in_one_sentence_and_writes_nothing(config,
 
 
 def test_an_unknown_device_is_refused(config, tmp_path):
-    with pytest.raises(ConfigError, match="device 'tpu9' cannot be used here"):
+    with pytest.raises(ConfigError, match="device 'tpu9' is not on this machine"):
         training.run(config, results=tmp_path / "results", device="tpu9")
 
 

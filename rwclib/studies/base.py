@@ -32,7 +32,7 @@ def load(
         ArchiveError: a run directory is damaged.
     """
     parts = {}
-    for name in PROFILES if profile == "best" else [check_profile(profile)]:
+    for name in PROFILES if check_profile(profile, "best") == "best" else [profile]:
         configs = runs(name, **which)
         parts[name] = archive.load(configs, Path(results or archive.default_results()), status="done")
 

@@ -127,6 +127,11 @@ def published() -> pd.DataFrame:
     })  # fmt: skip
 
 
+def _groups(model: str) -> list[str]:
+    """The layer groups of a model's published figures, in their order."""
+    return list(dict.fromkeys(group for of, _, names in FIGURES.values() if of == model for group in names))
+
+
 def figures(model: str, dataset: str) -> list[int]:
     """Numbers of the published figures of a model and data set; those of Fashion-MNIST for its bundled sample."""
     dataset = "fashion_mnist" if dataset == data.SAMPLE else dataset
@@ -185,7 +190,7 @@ def draw(
         figure = plotting.group_lines(
             layers, groups,
             title=f"Figure {number}: {MODELS[model]['title']}, {data.get(dataset).title}, {', '.join(groups)}",
-            caption=note, published=medians.to_dict(),
+            caption=note, order=_groups(model), published=medians.to_dict(),
         )  # fmt: skip
         plotting.save(figure, folder, f"{prefix}_fig{number:02d}_{dataset}_{'_'.join(groups)}")
         yield number, figure, figure_table(found.layers, number, dataset)
@@ -208,7 +213,7 @@ def group_means(found: archive.Tables, model: str) -> pd.DataFrame:
 
     Columns: dataset, panel, profile, group, seed (-1 for published), source (`Eq. 1`, `elementwise`, `published`), value.
     """
-    groups = list(dict.fromkeys(group for of, _, names in FIGURES.values() if of == model for group in names))
+    groups = _groups(model)
     layers, (_, at_chance), parts = found.layers, learned(found), []
     for dataset in dict.fromkeys(layers.loc[layers["model"] == model, "dataset"]):
         rows = best(layers, model, dataset)

@@ -173,9 +173,9 @@ def best(found: archive.Tables) -> archive.Tables:
 
 
 def counts(found: archive.Tables) -> pd.DataFrame:
-    """Sessions by profile and iterations, beside the paper's: profile, iterations, sessions, paper."""
+    """Sessions by profile and iterations, beside the paper's: profile, iterations, sessions, `in the paper`."""
     table = found.runs.groupby(["profile", "iterations"], sort=False).size().rename("sessions").reset_index()
-    return table.assign(paper=table["iterations"].map(DESIGN).fillna(0).astype(int))
+    return table.assign(**{"in the paper": table["iterations"].map(DESIGN).fillna(0).astype(int)})
 
 
 def caption(found: archive.Tables) -> str:

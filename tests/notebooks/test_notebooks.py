@@ -95,30 +95,40 @@ def test_a_failing_cell_is_one_sentence_that_names_it(tmp_path):
         notebooks.execute(tmp_path / "00_x.ipynb", tmp_path / "out")
 
 
-def test_reproduce_retrains_study_1_at_smoke(tmp_path):
+whole = pytest.mark.long  # the notebooks of a study that differ from another one's in the network alone, all data sets
+
+
+@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=whole)])
+def test_reproduce_retrains_study_1_at_smoke(which, tmp_path):
     """With the real data sets where they are; without any, notebook 01 trains on the bundled sample and says so."""
-    retrain(tmp_path, ("01", "02", "03", "04"))
+    sets, books = ("cifar10", "cifar100", "mnist", "fashion_mnist"), ("01", "02", "03", "04")
+    if which == "some":
+        sets, books = sets[::2], books[::3]
+    retrain(tmp_path, books, "-p", "datasets", str(list(sets)))
     book = nbformat.read(tmp_path / "01_resnet18_blocks.ipynb", as_version=4)
     text = "".join(printed(cell) for cell in code(book))
     runs = list((tmp_path / "results-smoke" / "layerwise").iterdir())
-    here = [name for name in ("cifar10", "cifar100", "mnist", "fashion_mnist") if data.path(name).exists()]
+    here = [name for name in sets if data.path(name).exists()]
     assert len(runs) == 3 * max(1, len(here))  # three networks
     for book, figures in (("01_resnet18_blocks", 3), ("02_vgg19", 1), ("03_alexnet", 1)):
+        figures *= book.startswith(books)
         assert len(list((tmp_path / "figures").glob(f"{book}_fig*.png"))) == figures * max(1, len(here))
     if not here:
         assert "training on the bundled Fashion-MNIST sample" in text
     assert json.loads((runs[0] / "run.json").read_text())["config"]["epochs"] == 2
 
 
-def test_reproduce_retrains_study_2_at_smoke(tmp_path):
-    retrain(tmp_path, ("05", "06", "07"), "-p", "datasets", "['cifar10']")
+@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=whole)])
+def test_reproduce_retrains_study_2_at_smoke(which, tmp_path):
+    retrain(tmp_path, ("05", "06", "07") if which == "all" else ("05", "07"), "-p", "datasets", "['cifar10']")
     pair = 2  # the 32-pixel run of the pair has fewer epochs than that of the grid
-    assert len(list((tmp_path / "results-smoke" / "weightscale").iterdir())) == 3 + pair
+    assert len(list((tmp_path / "results-smoke" / "weightscale").iterdir())) == (3 if which == "all" else 2) + pair
 
 
-def test_reproduce_retrains_study_3_at_smoke(tmp_path):
+@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=whole)])
+def test_reproduce_retrains_study_3_at_smoke(which, tmp_path):
     """One data set, and so nothing pretrained: 12 trainings, as many retrainings of each kind, and the controls of three."""
-    retrain(tmp_path, ("08", "09", "10"), "-p", "datasets", "['mnist']")
+    retrain(tmp_path, ("08", "09", "10") if which == "all" else ("10",), "-p", "datasets", "['mnist']")
     here = data.path("mnist").exists()
     assert len(list((tmp_path / "results-smoke" / "dynamics").iterdir())) == 12 * 3 + 5 * 3 * here
 
@@ -153,6 +163,7 @@ def retrain(folder, numbers, *words):
     """`rwc reproduce --retrain` at smoke: every notebook executed, a page of each, the claims of every study."""
     began = time.time()
     only = [word for number in numbers for word in ("--only", number)]
+    words += ("--jobs", 1)  # every process takes seconds to start, and another test runs beside this one
     done = rwc("reproduce", "--profile", "smoke", "--retrain", "--output", folder, "--device", "cpu", *only, *words)
     assert done.returncode == 0, done.stderr
     print(f"{time.time() - began:.0f} s")
