@@ -43,10 +43,9 @@ class Figure(mpl_figure.Figure):
         return self.saved, {"alt": self.alt}
 
     def legend_above(self, columns: int, title: str = "") -> None:
-        """One legend for all panels, each label once."""
-        entries = {
-            label: line for axes in self.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
+        """One legend for all panels, each label once, in the order of the panel that has most of them."""
+        panels = sorted((axes.get_legend_handles_labels() for axes in self.axes), key=lambda found: -len(found[0]))
+        entries = {label: line for panel in panels for line, label in zip(*panel, strict=True)}
         looks = {"loc": "outside upper center", "frameon": False, "fontsize": 8}
         self.legend(entries.values(), entries.keys(), ncols=columns, title=title, **looks)
 
@@ -261,8 +260,8 @@ def cluster_lines(
                 axes.plot(curves.columns, inside.T, color=color, lw=0.6, alpha=0.55)
                 axes.plot(curves.columns, inside.mean(), color=color, lw=2, label=f"{len(inside)}")
                 top = max(top, 1.05 * inside.mean().max() if len(inside) > 2 else 0)
-            cut = int((curves.to_numpy() > top).sum())
-            axes.set_ylim(0, min(top, 1.05 * curves.to_numpy().max()))
+            cut = int((curves.to_numpy() > 1.2 * top).sum())
+            axes.set_ylim(0, 1.2 * min(top, curves.to_numpy().max()))  # room for the legend
             axes.set_title(name + (f"\n{cut} value{'s' * (cut > 1)} beyond the axis" if cut else ""), fontsize=8)
             looks = {"frameon": True, "framealpha": 0.8, "edgecolor": "none", "handlelength": 1.2}
             axes.legend(fontsize=7, ncols=5, loc="upper right", title="layers", title_fontsize=7, **looks)

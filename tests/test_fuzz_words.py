@@ -52,8 +52,8 @@ def test_a_notebook_without_a_plain_parameters_cell_is_never_run(tmp_path, monke
         assert name != "papermill", "a notebook would be run"
         return installed(name)
 
-    installed = notebooks._installed
-    monkeypatch.setattr(notebooks, "_installed", load)
+    installed = notebooks.installed
+    monkeypatch.setattr(notebooks, "installed", load)
     cell = {
         "cell_type": "code",
         "metadata": {"tags": ["parameters"]},
