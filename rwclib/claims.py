@@ -22,6 +22,7 @@ half of the cases, that of three in a quarter, and a claim of twelve comparisons
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,16 +86,17 @@ def _of_group(layers: pd.DataFrame, group: Group) -> pd.DataFrame:
     return layers[same]
 
 
-def _layer_means(rows: pd.DataFrame, group: Group, metric: str) -> pd.DataFrame:
-    """(seeds, layers) means over the epochs after the first, finite values only; all-infinite layers are left out.
+def _layer_means(rows: pd.DataFrame, third: str, metric: str) -> pd.DataFrame:
+    """(seeds, layers) means of the rows of a group, or of a third of its layers.
 
-    Tables of whole runs have no epochs, and keep all rows.
+    Over the epochs after the first, finite values only; all-infinite layers are left out. Tables of whole runs have no
+    epochs, and keep all rows.
     """
     if "epoch" in rows:
         rows = rows[rows["epoch"] > 1]
-    if group.third:
+    if third:
         thirds = np.array_split(np.sort(rows["depth"].unique()), 3)
-        rows = rows[rows["depth"].isin(thirds[_THIRDS.index(group.third)])]
+        rows = rows[rows["depth"].isin(thirds[_THIRDS.index(third)])]
     finite = rows[metric].where(np.isfinite(rows[metric]))
     return finite.groupby([rows["seed"], rows["layer"]]).mean().unstack().dropna(axis=1, how="all")
 
@@ -109,12 +111,15 @@ def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
     Returns:
         effect, low, high (ratios; NaN if not run), verdict, seeds (number), resampled (`comparison.over`, `layers` or `-`).
     """
-    return _compare([_of_group(layers, group) for group in comparison.groups], comparison, metric)
+    rows = [_of_group(layers, group) for group in comparison.groups]
+    means = [_layer_means(of, group.third, metric) for of, group in zip(rows, comparison.groups, strict=True)]
+    return _compare(rows, means, comparison, metric)
 
 
-def _compare(of_groups: Sequence[pd.DataFrame], comparison: Comparison, metric: str) -> dict:
-    """`compare`, of the rows of each of its groups."""
-    tables = [_layer_means(rows, group, metric) for rows, group in zip(of_groups, comparison.groups, strict=True)]
+def _compare(
+    of_groups: Sequence[pd.DataFrame], tables: Sequence[pd.DataFrame], comparison: Comparison, metric: str
+) -> dict:
+    """`compare`, of the rows of each of its groups and their `_layer_means`."""
     seeds = sorted(set.intersection(*(set(table.index) for table in tables)))
     if not seeds:
         return NOT_RUN
@@ -124,7 +129,8 @@ def _compare(of_groups: Sequence[pd.DataFrame], comparison: Comparison, metric: 
         for t, rows in zip(tables, of_groups, strict=True)
     ]
     means = [
-        np.nansum(t * w, axis=1) / (t.notna() * w).sum(axis=1).to_numpy() for t, w in zip(tables, weights, strict=True)
+        np.nansum(t * w, axis=1) / (~np.isnan(t) * w).sum(axis=1)
+        for t, w in zip((t.to_numpy() for t in tables), weights, strict=True)
     ]
     scaled = forward(means)  # (groups, seeds)
     effect = float(back(comparison.effect(scaled.mean(1))))
@@ -196,6 +202,11 @@ def details(
     split = dict(
         iter(layers.groupby(["profile", "model", "dataset", "group"]))
     )  # searched once, not for every comparison
+
+    @functools.cache
+    def means(key: tuple[str, str, str, str], third: str, metric: str) -> pd.DataFrame:
+        return _layer_means(split.get(key, layers.iloc[:0]), third, metric)
+
     for claim in claims:
         groups = {(g.model, g.dataset, g.group) for part in claim.comparisons for g in getattr(part, "groups", ())}
         needed = claim.runs if "epoch" in layers else groups
@@ -209,7 +220,9 @@ def details(
                     found, definition = compare_accuracy(of_epochs, part), "-"
                 else:
                     keys = [(able[-1] if able else "", g.model, g.dataset, g.group) for g in part.groups]
-                    found = _compare([split.get(key, layers.iloc[:0]) for key in keys], part, metric)
+                    of_groups = [split.get(key, layers.iloc[:0]) for key in keys]
+                    tables = [means(key, group.third, metric) for key, group in zip(keys, part.groups, strict=True)]
+                    found = _compare(of_groups, tables, part, metric)
                 rows.append(
                     {"claim": claim.id, "definition": definition, "comparison": claim.label(part), "unit": part.unit}
                     | found

@@ -103,13 +103,13 @@ def test_reproduce_retrains_study_1_at_smoke(which, tmp_path):
     """With the real data sets where they are; without any, notebook 01 trains on the bundled sample and says so."""
     sets, books = ("cifar10", "cifar100", "mnist", "fashion_mnist"), ("01", "02", "03", "04")
     if which == "some":
-        sets, books = sets[::2], books[::3]
+        sets, books = sets[::2], books[:1]
     retrain(tmp_path, books, "-p", "datasets", str(list(sets)))
     book = nbformat.read(tmp_path / "01_resnet18_blocks.ipynb", as_version=4)
     text = "".join(printed(cell) for cell in code(book))
     runs = list((tmp_path / "results-smoke" / "layerwise").iterdir())
     here = [name for name in sets if data.path(name).exists()]
-    assert len(runs) == 3 * max(1, len(here))  # three networks
+    assert len(runs) == (3 if which == "all" else 1) * max(1, len(here))  # networks
     for book, figures in (("01_resnet18_blocks", 3), ("02_vgg19", 1), ("03_alexnet", 1)):
         figures *= book.startswith(books)
         assert len(list((tmp_path / "figures").glob(f"{book}_fig*.png"))) == figures * max(1, len(here))
