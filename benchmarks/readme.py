@@ -51,7 +51,7 @@ def faults(results: Path = ROOT / "benchmarks" / "results") -> str:
     for row in stored["rows"]:
         times = f"{row['during']} {row['in_the_middle']}/{row['tried']}"
         grouped.setdefault((row["fault"], row["how"], row["then"]), []).append(times)
-    lines = [["fault", "what was done", "hit a process at work / times tried", "afterwards"], ["---"] * 4]
+    lines = [["fault", "what was done", "took effect / times tried", "afterwards"], ["---"] * 4]
     lines += [[fault, how, ", ".join(times), then] for (fault, how, then), times in grouped.items()]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     kills = sum(row["in_the_middle"] for row in stored["rows"] if row["fault"] == "killed")

@@ -172,6 +172,14 @@ def is_finished(results: Path, config: RunConfig) -> bool:
     return (run_dir(results, config) / "run.json").exists()
 
 
+def _printable(value: object) -> bool:
+    if isinstance(value, dict):
+        return _printable([*value, *value.values()])
+    if isinstance(value, list):
+        return all(map(_printable, value))
+    return not isinstance(value, str) or value.isprintable()
+
+
 def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
     try:
         content = read("run.json")
@@ -181,6 +189,7 @@ def _record(read: Callable[[str], bytes], where: str) -> tuple[RunConfig, dict]:
         genuine = record["checksum"] == _checksum(record) and content == _text(record)
         named = digests.keys() >= set(TABLES) and all(EXTRA.fullmatch(name) for name in digests)
         times = known["n_train"], known["train_and_test_seconds"]
+        named = named and _printable(record)  # all of it may be shown in a terminal
         named = named and type(known["device"]) is str and all(type(number) in (int, float) for number in times)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RwcError) as error:
         raise ArchiveError(

@@ -11,8 +11,8 @@ scale. There `seed` may name any unit that is drawn from, such as the trainings 
 
 Verdicts. A comparison `holds` when its whole interval lies on the claimed side, `fails` when all of it lies on the
 other, and is `unclear` otherwise. A claim `holds` when all its comparisons hold, `fails` when one fails, is `not run`
-when a run that it needs is missing, and `unclear` otherwise. It is shown with the weakest of the comparisons that have
-its verdict, and with how many hold, are unclear and fail. Claims about accuracy are judged in the same way, in
+when a run that it needs is missing, and `unclear` otherwise. It is shown with that comparison of its verdict that is least
+favourable to it, and with how many hold, are unclear and fail. Claims about accuracy are judged in the same way, in
 percentage points, and only at the profile they speak of.
 
 Few seeds decide easily: if two groups did not differ at all, the range of two seeds would still lie on one side of 1 in
@@ -232,14 +232,14 @@ def details(
 
 
 def scorecard(parts: pd.DataFrame) -> pd.DataFrame:
-    """One row per claim and definition: its verdict, and its comparisons' counts and weakest one.
+    """One row per claim and definition: its verdict, and its comparisons' counts and the one least favourable to the claim.
 
     Args:
         parts: as `details` gives them.
 
     Returns:
-        claim, definition, verdict; the numbers of comparisons that hold, are unclear and fail; and of the weakest of the
-        comparisons with that verdict: its label (`weakest`), effect, low, high, unit, seeds, resampled, profile.
+        claim, definition, verdict; the numbers of comparisons that hold, are unclear and fail; and of the
+        comparison with that verdict that is least favourable to the claim: its label (`weakest`), effect, low, high, unit, seeds, resampled, profile.
     """
     rows = []
     for (claim_id, definition), of_claim in parts.groupby(["claim", "definition"], sort=False):

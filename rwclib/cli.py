@@ -177,7 +177,7 @@ def sweep(
 ) -> None:
     """Train the runs of a study that the archive lacks.
 
-    Several machines: --executor dask or slurm, after pip install 'rwclib[cluster]'.
+    Several machines: --executor dask or slurm, with the packages of the extra `cluster` (README says how).
     """
     from dataclasses import asdict
 
@@ -300,7 +300,8 @@ def claims(
 ) -> None:
     """Print the scorecard: every claim, its verdicts.
 
-    Each claim is judged under both definitions of relative weight change.
+    Studies 1 and 2 are judged under both definitions of relative weight change, 3 under three meanings of
+    *changed*, 4 under two readings of its paper.
     """
     import pandas as pd
 
@@ -334,7 +335,7 @@ def report(
 ) -> None:
     """Write one HTML page to send to a colleague.
 
-    It is self-contained: scorecard, accuracies, all figures, provenance, both definitions.
+    It is self-contained: scorecard, accuracies, all figures, provenance.
     """
     from rwclib import archive
     from rwclib.report import page

@@ -51,7 +51,8 @@ def results_ls(results: Results = None, as_json: AsJson = False) -> None:
     else:
         for row in rows:
             length = f"{row['iterations']} iterations" if row["iterations"] else f"{row['epochs']} epochs"
-            print(f"{row['run']}  {row['status']}  {length}  test top-1 {row['test_top1']}%  {row['device']}")
+            accuracy = "-" if row["test_top1"] is None else f"{row['test_top1']}%"
+            print(f"{row['run']}  {row['status']}  {length}  test top-1 {accuracy}  {row['device']}")
         print(f"runs: {len(rows)}")
 
 
@@ -152,7 +153,7 @@ def results_recheck(
         + (f", and {more} that these start from" if more else "")
     )
     for reason, count in choice.left_out.items():
-        print(f"not drawn: {count} that {reason}")
+        print(f"not drawn, {reason}: {count}")
     if not choice.runs:
         raise ArchiveError("none of the archived runs can be trained again here; see above what they need")
     with SweepProgress(choice.runs) as tell:

@@ -21,7 +21,11 @@ _MOST = 100_000  # files
 
 
 def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lambda config: True) -> int:
-    """Write the finished runs below `results` into the gzipped tar `file`; returns how many. Damaged runs raise ArchiveError."""
+    """Write the finished runs below `results` into the gzipped tar `file`; returns how many.
+
+    Raises:
+        ArchiveError: there are none, or one is damaged; no file is written.
+    """
     buffer, count = io.BytesIO(), 0
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for place in archive.directories(results):
@@ -31,6 +35,8 @@ def export(results: Path, file: Path, wanted: Callable[[RunConfig], bool] = lamb
             for name in (*run.record["sha256"], "run.json"):
                 tar.add(place / name, f"{run.config.study}/{place.name}/{name}", recursive=False)
             count += 1
+    if not count:
+        raise ArchiveError(f"no finished runs to export in {results}; name another folder or another study")
     archive.write_atomically(Path(file), buffer.getvalue())
     return count
 

@@ -1,6 +1,6 @@
 """Where the runs of a sweep are trained: processes of this machine, the workers of a Dask cluster, or Slurm jobs.
 
-Dask and submitit come with `pip install 'rwclib[cluster]'` and are loaded when asked for.
+Dask and submitit come with the extra `cluster` and are loaded when asked for.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _load(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ConfigError(f"the package {package} is missing; pip install 'rwclib[cluster]'") from error
+        raise ConfigError(f"the package {package} is missing; install it with `pip install {package}`") from error
 
 
 @contextlib.contextmanager

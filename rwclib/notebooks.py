@@ -64,7 +64,7 @@ def installed(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise NotebookError(f"notebooks need {name}; install it with `pip install 'rwclib[notebooks]'`") from error
+        raise NotebookError(f"notebooks need {name}; install it with `pip install {name.partition('.')[0]}`") from error
 
 
 _NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)  # what ast raises of text that is none
@@ -146,20 +146,22 @@ def mathml(tex: str) -> str:
         return f"<code>{html.escape(tex)}</code>"
 
 
+_POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">"""
 _TABLES = "<style>.jp-OutputArea-output pre {white-space: pre !important; overflow-x: auto !important}</style>"
 
 
 def _page(notebook: Any, nbconvert: ModuleType) -> str:
     """The notebook as HTML, with its figures' alternative texts, which nbconvert leaves out, tables that do not wrap, and formulas
-    that need no network.
+    and a policy that need no network: nbconvert's scripts come from elsewhere, and nothing on these pages needs them.
     """
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"(`[^`]*`)|\$([^$\n]+)\$", lambda m: m[1] or mathml(m[2]), cell.source)
+            cell.source = re.sub(r"!\[([^\]]*)\]\(https:[^)]*\)", r"\1", cell.source)  # a badge: its words
     body, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
     outputs = [
         output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
     ]
     texts = iter(html.escape(output.metadata.get("image/png", {}).get("alt", "")) for output in outputs)
     body = re.sub('alt="No description has been provided for this image"', lambda _: f'alt="{next(texts, "")}"', body)
-    return body.replace("</head>", f"{_TABLES}</head>", 1)
+    return body.replace("<head>", f"<head>{_POLICY}", 1).replace("</head>", f"{_TABLES}</head>", 1)

@@ -104,7 +104,7 @@ def outlook(configs: Sequence[RunConfig], results: str | Path, device: str, jobs
     if times is None:
         return ""
     minutes = makespan(times, at_once) / 60
-    about = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    about = f"{max(1, round(minutes))} min" if minutes < 120 else f"{minutes / 60:.0f} hours"
     return f", about {about} with {at_once} at once"
 
 

@@ -42,9 +42,9 @@ class Figure(mpl_figure.Figure):
             return buffer.getvalue(), {"alt": self.alt}
         return self.saved, {"alt": self.alt}
 
-    def legend_above(self, columns: int, title: str = "") -> None:
-        """One legend for all panels, each label once, in the order of the panel that has most of them."""
-        panels = sorted((axes.get_legend_handles_labels() for axes in self.axes), key=lambda found: -len(found[0]))
+    def legend_above(self, columns: int, title: str = "", first: mpl.axes.Axes | None = None) -> None:
+        """One legend for all panels, each label once; those of the panel `first` before the others."""
+        panels = [axes.get_legend_handles_labels() for axes in ([first] if first else []) + self.axes]
         entries = {label: line for panel in panels for line, label in zip(*panel, strict=True)}
         looks = {"loc": "outside upper center", "frameon": False, "fontsize": 8}
         self.legend(entries.values(), entries.keys(), ncols=columns, title=title, **looks)
@@ -141,7 +141,7 @@ def group_lines(
             write_out(axes.yaxis)
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
             axes.get_legend().remove()  # seaborn's
-        figure.legend_above(len(groups), title)
+        figure.legend_above(len(groups), title, first=axes)  # with the published medians
         figure.alt = f"{title}: relative weight change by epoch, a line per layer, under both definitions"
         figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure

@@ -129,13 +129,13 @@ def choose(
         family = lineage(config, known)
         absent = [c.dataset for c in family or () if not data.path(c.dataset, data_dir).exists()]
         if family is None:
-            left_out["start from runs that are not in the archive"] += 1
+            left_out["since their parents are not in the archive"] += 1
         elif absent:
-            left_out[f"need {absent[0]}, which is not here (`rwc data fetch {absent[0]}`)"] += 1
+            left_out[f"since {absent[0]} is not here (`rwc data fetch {absent[0]}`)"] += 1
         elif records[config]["device"] != "cpu" and not torch.cuda.is_available():
-            left_out["need a GPU"] += 1
+            left_out["for want of a GPU"] += 1
         elif longest is not None and sum(records[c]["train_and_test_seconds"] for c in family) > longest:
-            left_out[f"took more than {longest:g} s"] += 1
+            left_out[f"since they took more than {longest:g} s"] += 1
         else:
             pool.append(config)
     drawn = [pool[i] for i in np.random.default_rng(seed).permutation(len(pool))[:count]]

@@ -66,7 +66,7 @@ class Book:
 
 
 def prose(markdown: str) -> str:
-    """Markdown as HTML without any markup of its own: formulas in MathML, links to other notebooks on the web."""
+    """Markdown as HTML without any markup of its own: formulas within lines in MathML, links to other notebooks on the web."""
     text = notebooks.installed("mistune").create_markdown(escape=True, plugins=["math"])(markdown)
     text = re.sub(
         r'<span class="math">\\\((.*?)\\\)</span>', lambda m: notebooks.mathml(html.unescape(m[1])), text, flags=re.S
@@ -132,7 +132,7 @@ def _read_outputs(section: Section, outputs: list[dict]) -> None:
                 raise binascii.Error("an image that is no PNG")
             width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))
             alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
-            inside.append(Figure(base64.b64encode(content).decode(), width, height, alt or section.heading or "Figure"))
+            inside.append(Figure(base64.b64encode(content).decode(), width, height, alt or "Figure"))
         elif output.get("name") == "stdout" and inside:
             inside[-1].numbers += "".join(output["text"])
     section.figures += inside

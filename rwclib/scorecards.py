@@ -7,6 +7,8 @@ why a claim was not run.
 
 from __future__ import annotations
 
+import html
+
 import numpy as np
 import pandas as pd
 
@@ -24,14 +26,14 @@ def interval_text(seeds: int, resampled: str) -> str:
 
 
 def _finding(row: pd.Series) -> str:
-    """Verdict, counts and weakest comparison of one claim under one definition."""
+    """Verdict, counts and least favourable comparison of one claim under one definition."""
     if row["verdict"] == "not run":
         return f"not run ({row['reason']})" if row["reason"] else "not run"
     return f"{row['verdict']} {row['holds']}/{row['unclear']}/{row['fails']}, {weakest(row)}"
 
 
 def weakest(row: pd.Series) -> str:
-    """The weakest comparison of a claim that was run: its label, effect and interval."""
+    """The comparison of its verdict that is least favourable to the claim: its label, effect and interval."""
     sign, unit = ("+", " points") if row["unit"] == "points" else ("", "")
     interval = f" [{row['low']:{sign}.2f}, {row['high']:{sign}.2f}]" if row["resampled"] != "-" else ""
     return f"{row['weakest']} {row['effect']:{sign}.2f}{interval}{unit}"
@@ -79,6 +81,7 @@ def to_text(table: pd.DataFrame) -> str:
             `train_top1`, the lowest and the highest training accuracy (percent) of the runs; `reason`, why a claim was
             not run.
     """
+    table = table.assign(definition=table["definition"].replace("-", "finding"))
     lines, width = [], table["definition"].map(len).max() + 1
     for claim_id, rows in table.groupby("claim", sort=False):
         first = rows.iloc[0]
@@ -94,7 +97,8 @@ def to_markdown(table: pd.DataFrame) -> str:
     """The same in Markdown: which claims have which verdict, a table to each set of definitions (one for what is no matter of
     these) with one row to a claim, and a list of the data copies.
     """
-    lines = [*(f"- {line}" for line in tallies(table)), ""]
+    lead = "By definition or reading (*finding*: where there is only one):"
+    lines = [lead, "", *(f"- {line}" for line in tallies(table)), ""]
     for names, claims in families(table):
         rows = [["claim", "statement", *names, *CIRCUMSTANCES]]
         rows.append(["---"] * len(rows[0]))
@@ -103,4 +107,4 @@ def to_markdown(table: pd.DataFrame) -> str:
             first = of_claim.iloc[0]
             rows.append([claim_id, first["text"], *findings, *circumstances(first)])
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    return "\n".join([*lines, *(f"- Data copy: {copy}" for copy in copies(table))]).rstrip()
+    return "\n".join([*lines, *(f"- Data copy: {html.escape(copy, quote=False)}" for copy in copies(table))]).rstrip()

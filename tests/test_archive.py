@@ -227,6 +227,16 @@ def test_a_forged_record_of_another_form_is_found(damaged, changes):
     assert f"{damaged[1]}/run.json" in problem
 
 
+@pytest.mark.parametrize("text", ["cpu\x1b[2J", "two\nlines", "\u202e"])
+def test_a_record_with_text_that_commands_a_terminal_is_refused(damaged, text):
+    known = json.loads((damaged[1] / "run.json").read_text())["provenance"]
+    for changed in (known | {"device": text}, known | {"data_note": text}, known | {text: 1}):
+        forge(damaged[1], provenance=changed)
+        (problem,) = archive.verify(damaged[0])
+        assert f"{damaged[1]}/run.json" in problem
+        assert text not in problem
+
+
 def test_a_record_that_is_nested_too_deeply_is_found(damaged):
     (damaged[1] / "run.json").write_text("[" * 100_000)
     assert len(archive.verify(damaged[0])) == 1

@@ -87,6 +87,7 @@ def test_every_command_has_help(capsys, words):
             "none.tar: No such file or directory; name a tar that `rwc results export` wrote",
         ),
         (["results", "verify", "--results", "{tmp}"], 1, "no finished runs in"),
+        (["results", "export", "{tmp}/a.tar.gz", "--results", "{tmp}"], 1, "no finished runs to export in"),
         (["data", "fetch", "imagenet"], 2, "unknown data set 'imagenet'"),
         (["reproduce", "--only", "77"], 2, "no notebook begins with '77'"),
         (["reproduce", "-p", "no_such_parameter", "1"], 2, "no notebook has a parameter 'no_such_parameter'; known:"),
@@ -173,7 +174,7 @@ def test_claims_come_as_table_json_and_markdown(capsys):
     assert {row["verdict"] for row in rows} <= {"holds", "fails", "unclear", "not run"}
     one = ("claims", "--study", "weightscale")
     assert run(capsys, *one)[1].splitlines()[0].startswith("W1  ResNet, CIFAR-10: ")
-    assert run(capsys, *one, "--format", "md")[1].startswith("- Eq. 1: ")
+    assert run(capsys, *one, "--format", "md")[1].startswith("By definition or reading")
 
 
 def test_claims_of_an_empty_archive_are_not_run(capsys, tmp_path):

@@ -345,7 +345,7 @@ def test_options_that_cannot_work_are_one_sentence(options, message, tmp_path, m
 def test_a_missing_package_is_named(kind, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with (
-        pytest.raises(ConfigError, match=f"{package} is missing; pip install 'rwclib\\[cluster\\]'"),
+        pytest.raises(ConfigError, match=f"{package} is missing; install it with `pip install {package}`"),
         open_executor(kind),
     ):
         pass

@@ -208,18 +208,18 @@ def test_the_draw_is_that_of_the_seed_and_says_what_it_leaves_out(runs, results,
     child = recheck.choose([runs[2]], results, 1, 0)
     assert (child.drawn, set(child.runs)) == ([runs[2]], {runs[1], runs[2]})
     hurried = recheck.choose(runs, results, 99, 0, longest=0.0)
-    assert (hurried.drawn, hurried.left_out) == ([], {"took more than 0 s": 4})
+    assert (hurried.drawn, hurried.left_out) == ([], {"since they took more than 0 s": 4})
     orphan = archive.read(results, runs[2])
     archive.write(tmp_path, orphan.config, {key: orphan.record[key] for key in ("status", "provenance")},
                   orphan.layers, orphan.epochs, orphan.extra)  # fmt: skip
-    assert recheck.choose(runs, tmp_path, 99, 0).left_out == {"start from runs that are not in the archive": 1}
+    assert recheck.choose(runs, tmp_path, 99, 0).left_out == {"since their parents are not in the archive": 1}
 
 
 def test_image_sets_that_are_not_here_are_named(capsys, tmp_path):
     code, out, err = in_process(capsys, "results", "recheck", "--seed", 3, "--data-dir", tmp_path)
     assert (code, len(err.splitlines())) == (1, 1)
     assert "profile quick, seed 3: 0 of" in out
-    assert "that need cifar10, which is not here (`rwc data fetch cifar10`)" in out
+    assert "not drawn, since cifar10 is not here (`rwc data fetch cifar10`): " in out
     assert "none of the archived runs can be trained again here" in err
     assert not list(tmp_path.iterdir())
 

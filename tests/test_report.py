@@ -157,7 +157,7 @@ def test_the_scorecard_says_what_the_readme_says(page):
         for cell in cells:
             if found := re.match(r"(\w+) (\d+)/(\d+)/(\d+), (.*)", cell):
                 verdict, holds, unclear, fails, weakest = found.groups()
-                cell = f"{verdict} {holds} hold, {unclear} unclear, {fails} fail weakest: {weakest}"
+                cell = f"{verdict} holds {holds}, unclear {unclear}, fails {fails} least favourable: {weakest}"
                 seen += 1
             elif found := re.fullmatch(r"not run \((.*)\)", cell):
                 cell = f"not run {found[1]}"

@@ -208,4 +208,4 @@ def test_the_commands_time_budget_counts_its_start_and_says_what_is_left(tmp_pat
     for place in archive.directories(archive.default_results())[-1:]:
         shutil.copytree(place, tmp_path / "layerwise" / place.name)
     done = rwc(*arguments, "--device", "cpu", "--time-budget", 0, "--jobs", 2, "--results", tmp_path)
-    assert re.search(r"^runs left: 2, about \d+ minutes with 2 at once; ", done.stderr, re.MULTILINE)
+    assert re.search(r"^runs left: 2, about \d+ min with 2 at once; ", done.stderr, re.MULTILINE)

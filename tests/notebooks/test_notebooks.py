@@ -171,6 +171,11 @@ def retrain(folder, numbers, *words):
     assert {path.stem for path in folder.glob("*.html")} == names
     assert {path.stem for path in folder.glob("*.ipynb")} == names
     for path in folder.glob("*.html"):
-        assert "No description has been provided" not in path.read_text()
+        page = path.read_text()
+        assert "No description has been provided" not in page
+        assert page.index("Content-Security-Policy") < page.index("<script")
+        assert "$" not in re.sub(r"(?s)<(pre|script|style|code)\b.*?</\1>", "", page), (
+            "a formula that a script would draw"
+        )
     for study in STUDIES:
         assert "claim" in (folder / f"claims_{study}.md").read_text()
