@@ -42,6 +42,16 @@ def section(results: Path = ROOT / "benchmarks" / "results") -> str:
     return "\n\n".join(parts)
 
 
+def targets(results: Path = ROOT / "benchmarks" / "results") -> str:
+    """How many of the targets in the stored tables are met, and what was never measured."""
+    stored = {name: results / f"{name}.json" for name in TITLES}
+    rows = [row for file in stored.values() if file.exists() for row in json.loads(file.read_text())["rows"]]
+    verdicts = [row["verdict"] for row in rows if row.get("verdict")]
+    absent = [f"`benchmarks/{name}.py`" for name, file in stored.items() if not file.exists()]
+    never = f"; never measured: {', '.join(absent)}" if absent else ""
+    return f"{verdicts.count('met')} of {len(verdicts)} targets are met{never}."
+
+
 def faults(results: Path = ROOT / "benchmarks" / "results") -> str:
     """The Markdown of what a green `make test-long` stored about the faults it made."""
     if not (results / "faults.json").exists():
@@ -68,7 +78,7 @@ def _cell(value: object) -> str:
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, content in {"speed": section(), "faults": faults()}.items():
+    for name, content in {"speed": section(), "targets": targets(), "faults": faults()}.items():
         parts = re.split(f"(<!-- /?{name} -->)", text)
         assert parts[1::2] == [f"<!-- {name} -->", f"<!-- /{name} -->"], f"README.md has no {name} marks"
         parts[2] = f"\n{content}\n"

@@ -70,7 +70,9 @@ def _join_parameters(arguments: list[str]) -> list[str]:
         joined.append(argument)
         if argument in ("-p", "--parameter"):
             name = next(rest, "")
-            joined.append(name if "=" in name else f"{name}={next(rest, '')}")
+            value = "" if "=" in name else next(rest, "")
+            option = [value] if value.startswith("--") else []  # the value is missing, which `_pairs` says
+            joined += [name if "=" in name else f"{name}={'' if option else value}", *option]
     return joined
 
 
@@ -270,7 +272,10 @@ def reproduce(
     for study in STUDIES:
         table = studies.get(study, "claims").scorecard(results, profile)
         (output / f"claims_{study}.md").write_text(scorecards.to_markdown(table) + "\n")
-        print(scorecards.to_text(table))
+        if len(paths) == len(books.find()):
+            print(scorecards.to_text(table))
+        else:
+            print("\n".join([f"{output / f'claims_{study}.md'}:", *scorecards.tallies(table)]))
     absent = [name for name in data.DATASETS if not data.path(name).exists()]
     if absent:
         print(

@@ -139,7 +139,7 @@ def fetch(name: str, data_dir: str | Path | None = None) -> ImageSet:
         return load(name, data_dir)
     from torchvision import datasets
 
-    raw = file.parent / f".{name}.download"
+    raw, made = file.parent / f".{name}.download", not file.parent.exists()
     try:
         raw.mkdir(parents=True, exist_ok=True)
         make = getattr(datasets, known.torchvision)
@@ -160,10 +160,14 @@ def fetch(name: str, data_dir: str | Path | None = None) -> ImageSet:
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:  # RuntimeError: digests, mirrors
         with contextlib.suppress(OSError):
             file.with_suffix(f".part{os.getpid()}").unlink()
+        with contextlib.suppress(OSError):  # empty folders are nobody's; what has come is kept
+            raw.rmdir()
+            if made:
+                file.parent.rmdir()
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise DataError(
-            f"data set {name} could not be fetched ({reason}): expected {file}; put it there, or run "
-            f"`rwc data fetch {name}` where its server can be reached and the disk has room"
+            f"data set {name} could not be fetched ({reason}): expected {file}; put it there (its layout: data/README.md), "
+            f"name another folder by --data-dir or RWC_DATA_DIR, or run `rwc data fetch {name}` where there are network and disk"
         ) from error
     return _read(name, file)
 

@@ -59,7 +59,7 @@ def write_out(axis: mpl.axis.Axis) -> None:
 
 
 def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
-    """One line per layer, `metric` against the step, coloured from the first layer to the last.
+    """One line per layer, `metric` against the step, coloured from the first layer to the last; logarithmic over a decade or more.
 
     Args:
         table: columns step, layer, depth and `metric`, as `RWCTracker.table()` gives it.
@@ -86,6 +86,10 @@ def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
             bar.set_label("depth of the layer (1 = nearest the input)")
         figure.alt = f"{LABELS[metric]} of {len(layers)} layers against the step"
         axes.set(xlabel="step", ylabel=LABELS[metric])
+        finite = table[metric][np.isfinite(table[metric])]
+        if len(finite) and 0 < 10 * finite.min() <= finite.max():
+            axes.set_yscale("log")
+            write_out(axes.yaxis)
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     return figure
 
@@ -173,7 +177,7 @@ def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
                     errorbar=("pi", 100), err_style="bars", label=labels[source], legend=False,
                 )  # fmt: skip
             axes.set_title(panel, fontsize=9)
-            axes.set(xlabel="", ylabel="mean relative weight change (ratio)")
+            axes.set(xlabel="", ylabel="relative weight change (ratio)")
             axes.tick_params(axis="x", rotation=40)
         for axes in row:  # after drawing, or seaborn would average on the logarithmic scale
             axes.set_yscale("log")

@@ -98,7 +98,7 @@ def to_markdown(table: pd.DataFrame) -> str:
     these) with one row to a claim, and a list of the data copies.
     """
     lead = "By definition or reading (*finding*: where there is only one):"
-    lines = [lead, "", *(f"- {line}" for line in tallies(table)), ""]
+    lines = [lead, "", *(f"- {line}" for line in tallies(table)), "", "<details><summary>Every claim</summary>", ""]
     for names, claims in families(table):
         rows = [["claim", "statement", *names, *CIRCUMSTANCES]]
         rows.append(["---"] * len(rows[0]))
@@ -107,4 +107,5 @@ def to_markdown(table: pd.DataFrame) -> str:
             first = of_claim.iloc[0]
             rows.append([claim_id, first["text"], *findings, *circumstances(first)])
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    lines += ["</details>", ""]
     return "\n".join([*lines, *(f"- Data copy: {html.escape(copy, quote=False)}" for copy in copies(table))]).rstrip()

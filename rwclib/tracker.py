@@ -78,6 +78,8 @@ class RWCTracker:
     """
 
     def __init__(self, model: nn.Module, layers: LayerFilter = None, offload: str | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"the tracker needs the model itself, a torch.nn.Module, not {type(model).__name__}")
         if offload not in (None, "cpu"):
             raise ConfigError(f"offload must be None or 'cpu', not {offload!r}")
         self._model, self._filter, self._offload = model, layers, offload
@@ -118,6 +120,11 @@ class RWCTracker:
         if list(weights) != self.layers:
             gone = set(self.layers) ^ set(weights)
             raise ConfigError(f"the model's layers changed since the tracker was made: {', '.join(sorted(gone))}")
+        wrong = [name for name, weight in weights.items() if weight.shape != self._reference[name].shape]
+        if wrong:
+            raise ConfigError(
+                f"layers changed their shape since the tracker was made: {', '.join(wrong)}; make a new one"
+            )
         current = []
         for name, weight in weights.items():
             weight = weight.detach()

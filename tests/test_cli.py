@@ -92,6 +92,7 @@ def test_every_command_has_help(capsys, words):
         (["reproduce", "--only", "77"], 2, "no notebook begins with '77'"),
         (["reproduce", "-p", "no_such_parameter", "1"], 2, "no notebook has a parameter 'no_such_parameter'; known:"),
         (["reproduce", "--only", "01", "-p", "seeds", "many"], 2, "parameter seeds must be list"),
+        (["reproduce", "--only", "01", "-p", "seeds", "--jobs", "1"], 2, "-p 'seeds=' lacks a name or a value"),
         (["reproduce", "--only", "01", "-p", "retrain", "True"], 2, "parameter retrain is an option of this command"),
         (["reproduce", "--results", "{tmp}/none"], 2, "does not exist"),
         (["reproduce", "--profile", "huge"], 2, "unknown profile 'huge'"),

@@ -505,6 +505,32 @@ def test_plot_before_the_first_step_is_empty(model):
     assert not RWCTracker(model).plot().axes[0].lines
 
 
+def test_what_is_no_model_is_one_sentence():
+    with pytest.raises(ConfigError, match=r"needs the model itself, a torch.nn.Module, not str"):
+        RWCTracker("resnet18")
+
+
+def test_a_layer_of_another_shape_is_named():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    tracker = RWCTracker(model)
+    model[1] = nn.Linear(3, 5)
+    with pytest.raises(
+        ConfigError, match=r"layers changed their shape since the tracker was made: 1.weight; make a new"
+    ):
+        tracker.step()
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.5, "linear"), (50.0, "log")])
+def test_plot_is_logarithmic_over_a_decade(last, scale):
+    model = nn.Sequential(nn.Linear(4, 3))
+    tracker = RWCTracker(model)
+    for factor in (1.5, 1 + last):
+        with torch.no_grad():
+            model[0].weight *= factor
+        tracker.step()
+    assert tracker.plot().axes[0].get_yscale() == scale
+
+
 def test_plot_of_an_unknown_metric_is_an_error_that_lists_the_known_ones(model):
     with pytest.raises(ValueError, match="'l3_norm'") as error:
         RWCTracker(model).plot("l3_norm")
@@ -514,9 +540,11 @@ def test_plot_of_an_unknown_metric_is_an_error_that_lists_the_known_ones(model):
 def test_importing_rwclib_and_tracking_load_nothing_heavy():
     code = (
         "import sys, rwclib\n"
+        "print('torch' in sys.modules)\n"
+        "rwclib.RWCTracker\n"
         "loaded = {name.split('.')[0] for name in sys.modules}\n"
         "print(*sorted(loaded & {'torchvision', 'timm', 'sklearn', 'statsmodels', 'matplotlib', 'seaborn', 'scipy'}))\n"
         "print('torch' in loaded, 'pandas' in loaded)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.stdout.splitlines() == ["", "True True"], done.stderr
+    assert done.stdout.splitlines() == ["False", "", "True True"], done.stderr
