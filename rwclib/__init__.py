@@ -1,7 +1,8 @@
 """How neural-network weights move during training: a tracker for any PyTorch loop, and four studies reproduced.
 
 Public are the names in `__all__`: the tracker, a run's settings, the base of all errors, and modules. Tracker and
-modules load when first used. What these modules name without a leading underscore is public too; everything else may change without notice.
+modules load when first used. What these modules name without a leading underscore is public too; everything else may
+change without notice.
 """
 
 import importlib

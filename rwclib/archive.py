@@ -237,9 +237,8 @@ def _parsed(content: bytes, name: str) -> pd.DataFrame | np.ndarray:
     rows = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
     if max(rows, about.num_rows) * about.num_columns > _CELLS:
         raise ValueError("it has too many rows")
-    table = file.read(use_threads=False).to_pandas(
-        use_threads=False
-    )  # small files: half the time of pandas.read_parquet
+    # The files are small: half the time of pandas.read_parquet.
+    table = file.read(use_threads=False).to_pandas(use_threads=False)
     for column in _NUMBERS.get(name, ()):
         if table[column].dtype.kind not in "if":
             raise ValueError(f"its column {column} holds no numbers")
