@@ -1,41 +1,106 @@
-"""Claims of the papers made measurable: comparisons of mean relative weight change, and their verdicts.
+"""Claims of the papers made measurable, and the rules by which they are judged.
 
-The quantity compared is a group's mean RWC: over its layers, and over all epochs after the first, of the finite values.
-A comparison's effect is the ratio of two such means, averaged over seeds on the log scale; its interval is the 95%
-percentile bootstrap over seeds, or over the layers of the groups when there is one seed (the table says which). Of two or
-three seeds the bootstrap's interval is just their range, and the table calls it that. Where there is nothing to draw from
-(one seed and a group of one layer, or one accuracy) there is no interval and the comparison is `unclear`.
+**Value.** A study gives one value per replicate and group: tidy rows of `profile`, `definition`, `model`, `quantity`, `dataset`,
+`group`, `seed`, `value`. In studies 1 and 2 that is the logarithm of a group's median relative weight change over its layers
+and epochs. `seed` names the replicate: a seed, an initialisation, a session, a picture. Layers are never replicates.
 
-Quantities of whole runs (study 3) are judged in the same way: a `Level` against a fixed range, a `Difference` on the linear
-scale. There `seed` may name any unit that is drawn from, such as the trainings of a cell of a grid; `over` says what.
+**Effect.** A weighted sum of cells, each the mean of one group's values over the replicates on one data set: a ratio is a
+difference of two logarithms.
 
-Verdicts. A comparison `holds` when its whole interval lies on the claimed side, `fails` when all of it lies on the
-other, and is `unclear` otherwise. A claim `holds` when all its comparisons hold, `fails` when one fails, is `not run`
-when a run that it needs is missing, and `unclear` otherwise. It is shown with that comparison of its verdict that is least
-favourable to it, and with how many hold, are unclear and fail. Claims about accuracy are judged in the same way, in
-percentage points, and only at the profile they speak of.
+**Interval.** A value is group + run + e, where run is shared by all groups of one replicate. The variances of e and of run are
+mean squares pooled over a network's data sets, with (groups - 1)(replicates - 1) and (replicates - 1) degrees of freedom from each.
+Within a run its effect cancels: then the variance of a difference of two groups is twice that of e over the number of
+replicates. Otherwise both mean squares enter, with Satterthwaite's degrees of freedom. With one replicate, the spread is that of
+the nearest smaller profile that has two or more; without any there is no interval. What is counted in full is `exact`.
 
-Few seeds decide easily: if two groups did not differ at all, the range of two seeds would still lie on one side of 1 in
-half of the cases, that of three in a quarter, and a claim of twelve comparisons would then fail almost surely. Read a
-`fails` beside its counts and its effect.
+**Verdict of a comparison.** `equal`: the 90% interval lies within the margin, 10% for ratios and 0.05 for correlations and
+shares. A claim of similarity then holds; a claim of a difference is refuted, however sure the small difference is. `holds`: the 95%
+interval lies on the claimed side. `fails`: the interval at 95%, Bonferroni-corrected for the claim's comparisons, lies on
+the other side. Else `unclear`; without runs that have learned, `not run`.
+
+**Verdict of a claim.** `fails` if one comparison fails, or claims a difference and is `equal`; else `not run` if one was not
+run; `holds` if all hold; else `unclear`. A sentence that says "in general" or "usually" is judged by the mean of its cells alone.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-
-from rwclib.comparisons import Accuracy, Comparison, Group
+from scipy import stats
 
 DEFINITIONS = {"rwc": "Eq. 1", "rwc_elementwise": "elementwise"}
-RESAMPLES = 2000
-READING_ERROR = 0.1  # of a published figure's median
-_THIRDS = ("early", "middle", "late")
+RATIO_MARGIN = float(np.log(1.1))
+SHARE_MARGIN = 0.05  # of correlations and shares
+INFINITY = float("inf")
+VALUES = ["profile", "definition", "model", "quantity", "dataset", "group", "seed", "value"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One group of layers, or one kind of run, of a network on a data set; `quantity` is what was measured of it."""
+
+    model: str
+    dataset: str
+    group: str
+    quantity: str = "change"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The claim that a weighted sum of cells lies between `low` and `high`.
+
+    Attributes:
+        label: as tables show it.
+        terms: weights and cells.
+        low, high: the claimed range, of a `ratio` on the logarithmic scale.
+        unit: `ratio` (the effect is a logarithm), `difference`, `value`, `points` or `spread` (the standard deviation of the
+            first cell's values over its replicates).
+        margin: below which a difference counts as none; None where the claim is about a level.
+        similar: whether it claims that there is no difference.
+        less: terms of a second sum; the effect is then |first| - |second|, and its interval the delta method's.
+        exact: of values that are counted in full: no interval.
+    """
+
+    label: str
+    terms: tuple[tuple[float, Cell], ...]
+    low: float = 0.0
+    high: float = INFINITY
+    unit: str = "ratio"
+    margin: float | None = RATIO_MARGIN
+    similar: bool = False
+    less: tuple[tuple[float, Cell], ...] = ()
+    exact: bool = False
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for _, cell in self.terms + self.less]
+
+
+def ratio(a: Cell, b: Cell, label: str = "", **settings: object) -> Comparison:
+    """The claim that `a` is above `b`."""
+    if not label and a.dataset == b.dataset:
+        label = f"{a.model} {a.dataset}: {a.group} / {b.group}"
+    label = label or f"{a.model} {a.group}: {a.dataset} / {b.dataset}"
+    return Comparison(label, ((1.0, a), (-1.0, b)), **settings)
+
+
+def similar(a: Cell, b: Cell) -> Comparison:
+    """The claim that `a` and `b` differ by less than 10%."""
+    return ratio(a, b, low=-RATIO_MARGIN, high=RATIO_MARGIN, similar=True)
+
+
+def farther(a: Comparison, b: Comparison, label: str) -> Comparison:
+    """The claim that `a` is farther from 1 than `b`, on whichever side."""
+    return Comparison(label, a.terms, less=b.terms)
+
+
+def level(cell: Cell, label: str, low: float, high: float = INFINITY, **settings: object) -> Comparison:
+    """The claim that a cell's own value lies between `low` and `high`."""
+    return Comparison(label, ((1.0, cell),), low, high, **{"unit": "value", "margin": None} | settings)
 
 
 @dataclass(frozen=True)
@@ -44,235 +109,274 @@ class Claim:
 
     Attributes:
         id, text: as the scorecard names and states it.
-        comparisons: all must hold.
+        comparisons: all must hold, or with `in_general` their mean.
+        definitions: under which it is judged.
+        replicates: what its replicates are, in words.
         profile: the one profile at which it can be judged; any, if None.
+        in_general: whether the sentence says "in general" or "usually".
     """
 
     id: str
     text: str
-    comparisons: tuple[Comparison | Accuracy, ...]
+    comparisons: tuple[Comparison, ...]
+    definitions: tuple[str, ...] = tuple(DEFINITIONS.values())
+    replicates: str = "seeds"
     profile: str | None = None
+    in_general: bool = False
 
     @property
     def runs(self) -> set[tuple[str, str]]:
         """The (model, data set) pairs that it needs."""
-        return {pair for part in self.comparisons for pair in part.runs}
+        return {(cell.model, cell.dataset) for part in self.comparisons for cell in part.cells}
 
-    def label(self, part: Comparison | Accuracy) -> str:
-        """The comparison in words; with model and data set where the claim speaks of several."""
-        model, dataset = part.runs[0]
-        several = [len({pair[i] for pair in self.runs}) > 1 for i in (0, 1)]
-        words = [model] * several[0] + [dataset] * (several[1] and len(set(part.runs)) == 1)
-        return f"{' '.join(words)}: {part.label}" if words else part.label
-
-
-def rising(claim_id: str, text: str, model: str, dataset: str, *groups: str) -> Claim:
-    """The claim that mean RWC rises from each of `groups` to the next."""
-    named = [Group(model, dataset, group) for group in groups]
-    return Claim(claim_id, text, tuple(Comparison(b, a) for a, b in itertools.pairwise(named)))
+    @property
+    def mean(self) -> Comparison:
+        """The mean of all comparisons, which are of one kind."""
+        terms = [(weight / len(self.comparisons), cell) for part in self.comparisons for weight, cell in part.terms]
+        return replace(self.comparisons[0], label="mean of the cells", terms=tuple(terms))
 
 
 def about(claims: Sequence[Claim], models: Sequence[str]) -> list[Claim]:
     """The claims as far as they speak of nothing but these models."""
-    parts = {
-        claim: tuple(part for part in claim.comparisons if {model for model, _ in part.runs} <= set(models))
+    kept = [
+        (claim, tuple(part for part in claim.comparisons if {cell.model for cell in part.cells} <= set(models)))
         for claim in claims
-    }
-    return [replace(claim, comparisons=kept) for claim, kept in parts.items() if kept]
+    ]
+    return [replace(claim, comparisons=parts) for claim, parts in kept if parts]
 
 
-def _of_group(layers: pd.DataFrame, group: Group) -> pd.DataFrame:
-    same = (layers["model"] == group.model) & (layers["dataset"] == group.dataset) & (layers["group"] == group.group)
-    return layers[same]
+@dataclass(frozen=True)
+class Spread:
+    """Mean squares of one network's values within runs and of whole runs, their degrees of freedom, and where they are from."""
+
+    within: float
+    within_df: float
+    runs: float
+    runs_df: float
+    profile: str = ""
 
 
-def _layer_means(rows: pd.DataFrame, third: str, metric: str) -> pd.DataFrame:
-    """(seeds, layers) means of the rows of a group, or of a third of its layers.
-
-    Over the epochs after the first, finite values only; all-infinite layers are left out. Tables of whole runs have no
-    epochs, and keep all rows.
-    """
-    if "epoch" in rows:
-        rows = rows[rows["epoch"] > 1]
-    if third:
-        thirds = np.array_split(np.sort(rows["depth"].unique()), 3)
-        rows = rows[rows["depth"].isin(thirds[_THIRDS.index(third)])]
-    finite = rows[metric].where(np.isfinite(rows[metric]))
-    return finite.groupby([rows["seed"], rows["layer"]]).mean().unstack().dropna(axis=1, how="all")
+NO_SPREAD = Spread(0.0, INFINITY, 0.0, INFINITY)  # of what is counted in full
 
 
-def compare(layers: pd.DataFrame, comparison: Comparison, metric: str) -> dict:
-    """Effect, interval and verdict of one comparison.
+def spread(tables: Iterable[pd.DataFrame], profile: str = "") -> Spread | None:
+    """The spread pooled over data sets, or None without replicates.
 
     Args:
-        layers: tidy table of one profile with columns model, dataset, seed, group, layer, epoch and `metric`.
-        metric: `rwc`, `rwc_elementwise` or another column.
-
-    Returns:
-        effect, low, high (ratios; NaN if not run), verdict, seeds (number), resampled (`comparison.over`, `layers` or `-`).
+        tables: one per data set, (replicates, groups) values; incomplete and infinite rows do not count.
+        profile: where they are from.
     """
-    rows = [_of_group(layers, group) for group in comparison.groups]
-    means = [_layer_means(of, group.third, metric) for of, group in zip(rows, comparison.groups, strict=True)]
-    return _compare(rows, means, comparison, metric)
+    squares, free = np.zeros(2), np.zeros(2)
+    for table in tables:
+        x = table.to_numpy(float)
+        x = x[np.isfinite(x).all(1)]
+        if len(x) < 2:
+            continue
+        e = x - x.mean(0)
+        run = e.mean(1, keepdims=True)
+        squares += np.square(e - run).sum(), x.shape[1] * np.square(run).sum()
+        free += (x.shape[1] - 1) * (len(x) - 1), len(x) - 1
+    if not free[1]:
+        return None
+    within, runs = squares / np.maximum(free, 1)
+    return Spread(within, free[0], runs, free[1], profile)
 
 
-def _compare(
-    of_groups: Sequence[pd.DataFrame], tables: Sequence[pd.DataFrame], comparison: Comparison, metric: str
-) -> dict:
-    """`compare`, of the rows of each of its groups and their `_layer_means`."""
-    seeds = sorted(set.intersection(*(set(table.index) for table in tables)))
-    if not seeds:
-        return NOT_RUN
-    tables, rng, (forward, back) = [t.loc[seeds] for t in tables], np.random.default_rng(0), comparison.scales
-    weights = [
-        rows.groupby("layer")["size"].first()[t.columns].to_numpy() if comparison.weighted else np.ones(t.shape[1])
-        for t, rows in zip(tables, of_groups, strict=True)
-    ]
-    means = [
-        np.nansum(t * w, axis=1) / (~np.isnan(t) * w).sum(axis=1)
-        for t, w in zip((t.to_numpy() for t in tables), weights, strict=True)
-    ]
-    scaled = forward(means)  # (groups, seeds)
-    effect = float(back(comparison.effect(scaled.mean(1))))
-    without = any(  # a run without a value must not simply be missing
-        "epoch" not in rows and rows[metric].isna().any() for rows in of_groups
+@dataclass(frozen=True)
+class Interval:
+    """An effect with its standard error (NaN without a spread) and degrees of freedom; `seeds` is the least number of replicates."""
+
+    effect: float
+    error: float
+    df: float
+    seeds: int
+    spread: str = ""
+    chi2: bool = False  # the effect is a standard deviation
+
+    def bounds(self, share: float = 0.95) -> tuple[float, float]:
+        """Lower and upper end of the interval that covers this share."""
+        if self.chi2:
+            tails = stats.chi2.ppf([(1 + share) / 2, (1 - share) / 2], self.df)
+            return tuple(self.effect * np.sqrt(self.df / tails))
+        half = stats.t.ppf((1 + share) / 2, self.df) * self.error
+        return self.effect - half, self.effect + half
+
+
+def interval(
+    part: Comparison, tables: Mapping[tuple, pd.DataFrame], spreads: Mapping[tuple, Spread | None]
+) -> Interval | None:
+    """Effect and interval of one comparison; None where a cell has no value.
+
+    Args:
+        part: the comparison.
+        tables: (replicates, groups) values by (model, quantity, dataset).
+        spreads: by (model, quantity).
+    """
+    there = all(
+        cell.group in tables.get((cell.model, cell.quantity, cell.dataset), ())
+        and tables[cell.model, cell.quantity, cell.dataset][cell.group].notna().any()
+        for cell in part.cells
     )
-    if without or (len(seeds) == 1 and min(table.shape[1] for table in tables) == 1):
-        return _NO_INTERVAL | {"effect": effect, "seeds": len(seeds)}
-    if len(seeds) > 1:
-        drawn = scaled[:, rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))].mean(-1)
-    else:  # the same layers on two data sets are drawn in pairs
-        rows = {tuple(t.columns): rng.integers(0, t.shape[1], (RESAMPLES, t.shape[1])) for t in tables}
-        drawn = [
-            (t.to_numpy()[0][chosen] * w[chosen]).sum(-1) / w[chosen].sum(-1)
-            for t, w in zip(tables, weights, strict=True)
-            for chosen in [rows[tuple(t.columns)]]
-        ]
-        drawn = forward(drawn)
-    low, high = back(np.quantile(comparison.effect(drawn), [0.025, 0.975]))
-    return {
-        "effect": effect, "low": float(low), "high": float(high), "verdict": comparison.verdict(low, high),
-        "seeds": len(seeds), "resampled": comparison.over if len(seeds) > 1 else "layers",
-    }  # fmt: skip
+    if not there:
+        return None
+
+    def column(cell: Cell) -> pd.Series:
+        return tables[cell.model, cell.quantity, cell.dataset][cell.group]
+
+    seeds = min(int(column(cell).notna().sum()) for cell in part.cells)
+    if part.unit == "spread":
+        sd = float(column(part.cells[0]).std())
+        return Interval(sd, np.nan, seeds - 1, seeds, chi2=True)
+    first, second = (sum(weight * column(cell).mean() for weight, cell in terms) for terms in (part.terms, part.less))
+    terms, effect = part.terms, first
+    if part.less:
+        effect = abs(first) - abs(second)
+        terms = [(np.sign(first) * w, cell) for w, cell in part.terms]
+        terms += [(-np.sign(second) * w, cell) for w, cell in part.less]
+    weights: dict[tuple, pd.DataFrame] = {}  # of every value, like the tables
+    for weight, cell in terms:
+        key = cell.model, cell.quantity, cell.dataset
+        w = weights.setdefault(key, tables[key] * 0.0)
+        w[cell.group] += weight / column(cell).count()
+    pieces = []  # variance and degrees of freedom of each mean square's share
+    for key, w in weights.items():
+        found, square = NO_SPREAD if part.exact else spreads.get(key[:2]), np.square(w.fillna(0)).to_numpy().sum()
+        whole = np.square(w.sum(axis=1)).sum() / w.shape[1]
+        if found is None:
+            return Interval(float(effect), np.nan, np.nan, seeds)
+        pieces += [(found.within * max(square - whole, 0.0), found.within_df, key[:2], 0)]
+        pieces += [(found.runs * whole, found.runs_df, key[:2], 1)]
+    return _pooled(float(effect), pieces, seeds, "exact" if part.exact else found.profile)
 
 
-NOT_RUN = {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "not run", "seeds": 0, "resampled": "-"}
-_NO_INTERVAL = NOT_RUN | {"verdict": "unclear", "seeds": 1}
+def _pooled(effect: float, pieces: list[tuple], seeds: int, profile: str) -> Interval:
+    """The interval whose variance is the sum of the pieces; those of the same mean square add up before they are squared."""
+    sums: dict[tuple, list] = {}
+    for variance, df, *square in pieces:
+        sums.setdefault(tuple(square), [0.0, df])[0] += variance
+    parts = [(variance, df) for variance, df in sums.values() if variance > 0]
+    variance = sum(part for part, _ in parts)
+    df = variance**2 / sum(part**2 / df for part, df in parts) if parts and parts[0][1] < INFINITY else INFINITY
+    return Interval(effect, float(np.sqrt(variance)), df, seeds, profile)
 
 
-def compare_accuracy(epochs: pd.DataFrame, part: Accuracy) -> dict:
-    """As `compare`, in percentage points.
+def verdict(part: Comparison, found: Interval | None, comparisons: int = 1) -> tuple[str, float]:
+    """The verdict of a comparison, one of so many of its claim, and by how much: the distance to the edge that decides it."""
+    if found is None:
+        return "not run", np.nan
+    if part.margin is not None:
+        low, high = found.bounds(0.9)
+        inside = min(low + part.margin, part.margin - high)
+        if inside > 0:
+            return "holds" if part.similar else "equal", inside
+    low, high = found.bounds(0.95)
+    inside = min(low - part.low, part.high - high)
+    if inside > 0 and not part.similar:
+        return "holds", inside
+    low, high = found.bounds(1 - 0.05 / comparisons)
+    outside = max(part.low - high, low - part.high)
+    if outside >= 0:
+        return "fails", outside
+    return "unclear", min(found.effect - part.low, part.high - found.effect)
 
-    Args:
-        epochs: tidy table of one profile with columns model, dataset, seed, epoch and `part.kind` (percent).
-    """
-    rows = epochs[(epochs["model"] == part.model) & (epochs["dataset"] == part.dataset)]
-    if rows.empty:
-        return NOT_RUN
-    misses = rows.sort_values("epoch").groupby("seed")[part.kind].last().to_numpy() - part.published
-    if len(misses) == 1:
-        return _NO_INTERVAL | {"effect": float(misses[0])}
-    drawn = misses[np.random.default_rng(0).integers(0, len(misses), (RESAMPLES, len(misses)))].mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {
-        "effect": float(misses.mean()), "low": float(low), "high": float(high), "verdict": part.verdict(low, high),
-        "seeds": len(misses), "resampled": "seeds",
-    }  # fmt: skip
+
+def of_all(verdicts: Iterable[str]) -> str:
+    """The verdict of a claim from those of its comparisons."""
+    found = {"fails" if each == "equal" else each for each in verdicts}
+    return next((each for each in ("fails", "not run", "unclear") if each in found), "holds")
 
 
 def details(
-    layers: pd.DataFrame,
-    epochs: pd.DataFrame,
+    values: pd.DataFrame,
     claims: Sequence[Claim],
     profiles: Sequence[str],
-    metrics: Mapping[str, str] = DEFINITIONS,
+    spreads: Mapping[str, Spread] | None = None,
 ) -> pd.DataFrame:
-    """One row per claim, definition and comparison.
+    """One row per claim, definition, profile and comparison: the one function that judges.
 
     Args:
-        layers, epochs: tidy tables as in `compare` and `compare_accuracy`, with a column `profile`.
+        values: tidy rows, columns `VALUES`.
         claims: the claims.
-        profiles: names from the least to the most telling; each claim is judged on the last one that has all its runs (in
-            tables of whole runs, which have no epochs: all its groups).
-        metrics: columns of `layers` and what to call them. Claims about accuracy have one row each, of definition `-`.
-    """
-    rows = []
-    keys = ["model", "dataset"] if "epoch" in layers else ["model", "dataset", "group"]
-    here = {p: set(layers.loc[layers["profile"] == p, keys].itertuples(index=False, name=None)) for p in profiles}
-    split = dict(
-        iter(layers.groupby(["profile", "model", "dataset", "group"]))
-    )  # searched once, not for every comparison
-
-    @functools.cache
-    def means(key: tuple[str, str, str, str], third: str, metric: str) -> pd.DataFrame:
-        return _layer_means(split.get(key, layers.iloc[:0]), third, metric)
-
-    for claim in claims:
-        groups = {(g.model, g.dataset, g.group) for part in claim.comparisons for g in getattr(part, "groups", ())}
-        needed = claim.runs if "epoch" in layers else groups
-        able = [p for p in profiles if needed <= here[p] and claim.profile in (None, p)]
-        of_epochs = epochs[epochs["profile"] == able[-1]] if able else epochs.iloc[:0]
-        for metric, definition in metrics.items():
-            for part in claim.comparisons:
-                if isinstance(part, Accuracy):
-                    if metric != next(iter(metrics)):
-                        continue
-                    found, definition = compare_accuracy(of_epochs, part), "-"
-                else:
-                    keys = [(able[-1] if able else "", g.model, g.dataset, g.group) for g in part.groups]
-                    of_groups = [split.get(key, layers.iloc[:0]) for key in keys]
-                    tables = [means(key, group.third, metric) for key, group in zip(keys, part.groups, strict=True)]
-                    found = _compare(of_groups, tables, part, metric)
-                rows.append(
-                    {"claim": claim.id, "definition": definition, "comparison": claim.label(part), "unit": part.unit}
-                    | found
-                    | {"profile": able[-1] if able else "-", "part": part}
-                )
-    return pd.DataFrame(rows)
-
-
-def scorecard(parts: pd.DataFrame) -> pd.DataFrame:
-    """One row per claim and definition: its verdict, and its comparisons' counts and the one least favourable to the claim.
-
-    Args:
-        parts: as `details` gives them.
+        profiles: names from the smallest size to the largest.
+        spreads: a given spread by profile, of values that have no replicates.
 
     Returns:
-        claim, definition, verdict; the numbers of comparisons that hold, are unclear and fail; and of the
-        comparison with that verdict that is least favourable to the claim: its label (`weakest`), effect, low, high, unit, seeds, resampled, profile.
+        claim, definition, profile, comparison, verdict, effect, low and high (95%, ratios as ratios), unit, seeds, spread
+        (the profile that it is from, `exact`, or nothing), margin, decides (whether the claim's verdict rests on it).
+    """
+    tables = {
+        key: rows.pivot(index="seed", columns="group", values="value")
+        for key, rows in values.groupby(["profile", "definition", "model", "quantity", "dataset"], sort=False)
+    }
+
+    @functools.cache
+    def pooled(definition: str, profile: str) -> dict[tuple, Spread | None]:
+        found: dict[tuple, Spread | None] = {}
+        for name in [profile, *reversed(profiles[: list(profiles).index(profile)])]:
+            families: dict[tuple, list] = {}
+            for (of, by, model, quantity, _), table in tables.items():
+                if (of, by) == (name, definition):
+                    families.setdefault((model, quantity), []).append(table)
+            for family, parts in families.items():
+                known = (spreads or {}).get(name) or spread(parts, name)
+                if found.get(family) is None:
+                    found[family] = known
+        return found
+
+    rows = []
+    for claim in claims:
+        parts = [*claim.comparisons, claim.mean] if claim.in_general else claim.comparisons
+        for definition in claim.definitions:
+            for profile in [name for name in profiles if claim.profile in (None, name)]:
+                here = {key[2:]: table for key, table in tables.items() if key[:2] == (profile, definition)}
+                for number, part in enumerate(parts):
+                    mean = claim.in_general and number == len(claim.comparisons)
+                    found = interval(part, here, pooled(definition, profile))
+                    word, margin = verdict(part, found, 1 if mean else len(claim.comparisons))
+                    low, high = found.bounds() if found else (np.nan, np.nan)
+                    effect = found.effect if found else np.nan
+                    if part.unit == "ratio":
+                        effect, low, high = np.exp([effect, low, high])
+                    rows.append((
+                        claim.id, definition, profile, part.label, word, effect, low, high, part.unit,
+                        found.seeds if found else 0, found.spread if found else "", margin, mean or not claim.in_general,
+                    ))  # fmt: skip
+    columns = [
+        "claim", "definition", "profile", "comparison", "verdict", "effect", "low", "high", "unit", "seeds", "spread", "margin", "decides",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def verdicts(parts: pd.DataFrame) -> pd.DataFrame:
+    """The scorecard: one row per claim, definition and profile that can judge it, the largest first; one `not run` if none can.
+
+    Args:
+        parts: as `details` gives it.
+
+    Returns:
+        claim, definition, profile, verdict; the numbers of comparisons that hold, are equal, unclear, fail and were not run;
+        and of that deciding comparison which is closest to another verdict: closest, effect, low, high, unit, seeds, spread.
     """
     rows = []
-    for (claim_id, definition), of_claim in parts.groupby(["claim", "definition"], sort=False):
-        verdict = of_all(set(of_claim["verdict"]))
-        deciding = of_claim[of_claim["verdict"] == verdict]
-        margins = [part.margin(effect) for part, effect in zip(deciding["part"], deciding["effect"], strict=True)]
-        weakest = deciding.iloc[0 if verdict == "not run" else int(np.argmin(margins))]
-        counts = {name: int((of_claim["verdict"] == name).sum()) for name in ("holds", "unclear", "fails")}
-        kept = ("effect", "low", "high", "unit", "seeds", "resampled", "profile")
-        rows.append(
-            {"claim": claim_id, "definition": definition, "verdict": verdict}
-            | counts
-            | {"weakest": weakest["comparison"]}
-            | {column: weakest[column] for column in kept}
-        )
+    for (claim, definition), both in parts.groupby(["claim", "definition"], sort=False):
+        judged = []
+        for profile, of in both.groupby("profile", sort=False):
+            deciding = of[of["decides"]]
+            word = of_all(deciding["verdict"])
+            alike = deciding[[of_all([each]) == word for each in deciding["verdict"]]]
+            closest = alike.loc[alike["margin"].idxmin()] if word != "not run" else alike.iloc[0]
+            shown = of if deciding["verdict"].size == of["verdict"].size else of[~of["decides"]]
+            counts = {name: int((shown["verdict"] == name).sum()) for name in COUNTED}
+            kept = {name: closest[name] for name in ("effect", "low", "high", "unit", "seeds", "spread")}
+            judged.append(
+                {"claim": claim, "definition": definition, "profile": profile, "verdict": word}
+                | counts
+                | {"closest": closest["comparison"]}
+                | kept
+            )
+        able = [row for row in judged[::-1] if row["verdict"] != "not run"]
+        rows += able or [judged[-1] | {"profile": "-"}]
     return pd.DataFrame(rows)
 
 
-def of_all(verdicts: set[str]) -> str:
-    """The verdict of a claim from those of its comparisons."""
-    for decisive in ("not run", "fails", "unclear"):
-        if decisive in verdicts:
-            return decisive
-    return "holds"
-
-
-def of_medians(part: Comparison | Accuracy, medians: Mapping[Group, float]) -> tuple[float, str]:
-    """Effect and verdict that published medians give one comparison; (NaN, `-`) without all of its medians.
-
-    For the interval, each median's `READING_ERROR` enters independently: their logs' errors add up in quadrature.
-    """
-    if isinstance(part, Accuracy) or not all(group in medians for group in part.groups):
-        return np.nan, "-"
-    effect = float(np.exp(part.effect(np.log([medians[group] for group in part.groups]))))
-    error = np.exp(READING_ERROR * len(part.groups) ** 0.5)
-    return effect, part.verdict(effect / error, effect * error)
+COUNTED = ("holds", "equal", "unclear", "fails", "not run")

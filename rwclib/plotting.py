@@ -49,6 +49,10 @@ class Figure(mpl_figure.Figure):
         looks = {"loc": "outside upper center", "frameon": False, "fontsize": 8}
         self.legend(entries.values(), entries.keys(), ncols=columns, title=title, **looks)
 
+    def caption_below(self, text: str) -> None:
+        """Small words below the panels; lines longer than the figure is wide are broken."""
+        self.supxlabel(text, fontsize=7, color="0.35", wrap=True)
+
 
 def write_out(axis: mpl.axis.Axis) -> None:
     """Plain numbers on a logarithmic axis: 1, 2 and 5 of every decade where it has few."""
@@ -104,7 +108,9 @@ def group_lines(
     published: Mapping[str, float] | None = None,
     metrics: Sequence[str] = ("rwc", "rwc_elementwise"),
 ) -> Figure:
-    """A panel per definition, logarithmic: a thin line per layer, each group's mean with its range over seeds, published medians.
+    """A panel per definition, logarithmic: a thin line per layer, each group's median over its layers, published medians.
+
+    Over seeds the lines are means of the logarithms; the band is the range of the groups' medians.
 
     Args:
         layers: tidy table of one model and data set with columns epoch, seed, group, layer and `metrics`.
@@ -120,71 +126,64 @@ def group_lines(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4), layout="constrained")
         for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
-            finite = rows.assign(value=rows[metric].where(np.isfinite(rows[metric])))
+            axes.set_yscale("log")
             for group in groups:
                 color = COLORS[list(order or groups).index(group)]
-                of_group = finite[finite["group"] == group]
+                of_group = rows[rows["group"] == group]
                 for _, line in of_group.groupby("layer", sort=False):
-                    mean = line.groupby("epoch")["value"].mean()
+                    logs = np.log(line[metric].where(np.isfinite(line[metric])))
+                    mean = np.exp(logs.groupby(line["epoch"]).mean())
                     axes.plot(mean.index, mean, color=color, lw=0.6, alpha=0.55)
-                seeds = of_group.groupby(["seed", "epoch"])["value"].mean().reset_index()
+                seeds = of_group.groupby(["seed", "epoch"])[metric].median().reset_index(name="value")
                 sns.lineplot(
-                    seeds,
-                    x="epoch",
-                    y="value",
-                    ax=axes,
-                    color=color,
-                    lw=2.2,
-                    errorbar=("pi", 100),
-                    label=f"{group} mean",
-                )
+                    seeds, x="epoch", y="value", ax=axes, color=color, lw=2.2, errorbar=("pi", 100), label=f"{group} median",
+                )  # fmt: skip
                 if metric == "rwc_elementwise" and published and group in published:
                     axes.axhline(published[group], color=color, ls="--", lw=1.1, label=f"{group} published median")
             axes.set(xlabel="epoch", ylabel=LABELS[metric])
-            axes.set_yscale("log")  # after drawing, or seaborn would average on the logarithmic scale
             write_out(axes.yaxis)
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
             axes.get_legend().remove()  # seaborn's
         figure.legend_above(len(groups), title, first=axes)  # with the published medians
         figure.alt = f"{title}: relative weight change by epoch, a line per layer, under both definitions"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 
-def group_means(means: pd.DataFrame, *, title: str, caption: str) -> Figure:
-    """Mean RWC by group, one panel per data set: both definitions over seeds, and the published medians.
+def group_medians(medians: pd.DataFrame, *, title: str, caption: str) -> Figure:
+    """Median RWC by group, one panel per data set: both definitions, and the published; of seeds the mean of logarithms.
 
     Args:
-        means: columns dataset, panel (its title), group, source (`Eq. 1`, `elementwise`, `published`), value; several rows per seed.
+        medians: columns dataset, panel (its title), group, source (`Eq. 1`, `elementwise`, `published`), value; several rows per seed.
     """
     import seaborn as sns
 
-    panels = means.loc[means["source"] != "published", ["panel", "dataset"]].drop_duplicates()
+    panels = medians.loc[medians["source"] != "published", ["panel", "dataset"]].drop_duplicates()
     looks = {"Eq. 1": (COLORS[0], "-", "o"), "elementwise": (COLORS[1], "-", "s"), "published": ("0.35", "--", "D")}
     labels = {
-        "Eq. 1": "ours, Eq. 1 (mean)",
-        "elementwise": "ours, elementwise (mean)",
+        "Eq. 1": "ours, Eq. 1 (median)",
+        "elementwise": "ours, elementwise (median)",
         "published": "published figures, elementwise (median)",
     }
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.9 * len(panels) + 1, 4), layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel, dataset in zip(row, panels["panel"], panels["dataset"], strict=True):
+            axes.set_yscale("log")
             for source, (color, line, marker) in looks.items():
-                rows = means[(means["dataset"] == dataset) & (means["source"] == source)]
+                rows = medians[(medians["dataset"] == dataset) & (medians["source"] == source)]
                 sns.lineplot(
                     rows, x="group", y="value", ax=axes, color=color, linestyle=line, marker=marker, markersize=6,
                     errorbar=("pi", 100), err_style="bars", label=labels[source], legend=False,
                 )  # fmt: skip
-            axes.set_title(panel, fontsize=9)
+            axes.set_title(panel, fontsize=8)
             axes.set(xlabel="", ylabel="relative weight change (ratio)")
             axes.tick_params(axis="x", rotation=40)
-        for axes in row:  # after drawing, or seaborn would average on the logarithmic scale
-            axes.set_yscale("log")
+        for axes in row:
             write_out(axes.yaxis)
         figure.legend_above(3, title)
         figure.alt = f"{title}, both definitions and the published medians"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 
@@ -208,7 +207,7 @@ def measures_by_size(table: pd.DataFrame, *, caption: str) -> Figure:
         figure.alt = (
             "Eq. 1, the elementwise mean and the elementwise median of simulated change against the layer's size"
         )
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 
@@ -238,7 +237,7 @@ def definitions_by_layer(means: pd.DataFrame, *, titles: Mapping[str, str], capt
         row[0].set_ylabel("elementwise mean (ratio)")
         figure.legend_above(4)
         figure.alt = "Each layer's mean change, the elementwise mean against Eq. 1, with the line of equality"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 
@@ -275,7 +274,7 @@ def cluster_lines(
         figure.supylabel("relative weight change (ratio)", fontsize=9)
         figure.suptitle(title, fontsize=10)
         figure.alt = f"{title}: a line per layer, coloured by cluster"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 
@@ -305,7 +304,7 @@ def scree_lines(table: pd.DataFrame, *, title: str, caption: str, columns: int) 
             axes.set_visible(False)
         figure.legend_above(3, title)
         figure.supylabel("inertia / inertia of one cluster", fontsize=9)
-        figure.supxlabel(f"number of clusters k\n{caption}", fontsize=7, color="0.35")
+        figure.caption_below(f"number of clusters k\n{caption}")
         figure.alt = f"{title}: inertia over the number of clusters"
     return figure
 
@@ -313,7 +312,7 @@ def scree_lines(table: pd.DataFrame, *, title: str, caption: str, columns: int) 
 def by_depth(table: pd.DataFrame, *, caption: str, ylabel: str) -> Figure:
     """A line per column of `table` against the layers in order of depth, logarithmic; the caption below."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         for color, marker, name in zip(COLORS, "os^D", table.columns, strict=False):
             axes.plot(range(1, len(table) + 1), table[name], color=color, marker=marker, ms=4, lw=1.3, label=name)
@@ -322,7 +321,7 @@ def by_depth(table: pd.DataFrame, *, caption: str, ylabel: str) -> Figure:
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8)
         figure.alt = f"{ylabel} by depth: {', '.join(table.columns)}"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 

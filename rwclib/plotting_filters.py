@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -45,7 +46,7 @@ def image_grid(
         figure.alt = f"{title}: {len(images)} small pictures" + (
             f", {sum(framed)} of them framed" if len(framed) else ""
         )
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 
@@ -69,39 +70,37 @@ def accuracy_line(table: pd.DataFrame, *, title: str, caption: str) -> Figure:
         axes.title.set_fontsize(10)
         axes.legend(frameon=False, fontsize=8)
         figure.alt = f"{title}: accuracy against iteration, with a straight line"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 
 def fit_bars(table: pd.DataFrame, *, title: str, caption: str, published: Mapping[str, float]) -> Figure:
-    """R^2 as bars, a panel per `panel`, a group per `model`, a colour per `image`, with intervals; published values as diamonds.
+    """R^2 by `panel`, `model` and `image` (colour): bars of the printed pictures, a dot per picture, diamonds the published.
 
     Args:
-        table: columns panel, model, image, r2, low, high.
+        table: columns panel, model, image, picture (in the order of the dots), printed (one picture of each image), r2.
         published: R^2 by `panel model image`.
     """
     panels, models, images = (list(dict.fromkeys(table[name])) for name in ("panel", "model", "image"))
+    dots = {"color": "0.1", "ms": 3, "mec": "white", "mew": 0.4, "label": "all pictures"}
+    diamonds = {"color": "0.1", "ms": 6, "mfc": "white", "zorder": 5, "label": "published"}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.6 * len(panels) + 0.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(2.6 * len(panels) + 0.6, 3.6), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
-            for i, image in enumerate(images):
-                of = table[(table["panel"] == panel) & (table["image"] == image)].set_index("model").loc[models]
-                x = np.arange(len(models)) + (i - (len(images) - 1) / 2) * 0.38
-                axes.bar(x, of["r2"], 0.36, color=COLORS[i], label=image)
-                axes.vlines(x, of["low"], of["high"], color="0.2", lw=1)
-                marks = [(place, published[key]) for place, model in zip(x, models, strict=True)
-                         if (key := f"{panel} {model} {image}") in published]  # fmt: skip
-                if marks:
-                    axes.plot(
-                        *zip(*marks, strict=True), "D", color="0.1", ms=6, mfc="white", zorder=5, label="published"
-                    )
+            for (place, model), (i, image) in itertools.product(enumerate(models), enumerate(images)):
+                of = table[(table["panel"] == panel) & (table["model"] == model) & (table["image"] == image)]
+                x = place + (i - (len(images) - 1) / 2) * 0.38
+                axes.bar(x, of.loc[of["printed"], "r2"], 0.36, color=COLORS[i], label=image)
+                axes.plot(x + np.linspace(-0.15, 0.15, len(of)), of.sort_values("picture")["r2"], "o", **dots)
+                if (key := f"{panel} {model} {image}") in published:
+                    axes.plot(x, published[key], "D", **diamonds)
             axes.set(xticks=range(len(models)), ylim=(0, 1.02), title=panel)
             axes.set_xticklabels(models, rotation=30)
             axes.title.set_fontsize(9)
         figure.legend_above(4, title)
         figure.supylabel("R²", fontsize=9)
         figure.alt = f"{title}: bars of R squared for each layer, model and image"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 
@@ -127,7 +126,7 @@ def score_curves(table: pd.DataFrame, *, title: str, caption: str) -> Figure:
         figure.suptitle(title, fontsize=10)
         figure.supylabel("score", fontsize=9)
         figure.alt = f"{title}: score against iteration, a line per session"
-        figure.supxlabel(f"iteration\n{caption}", fontsize=7, color="0.35")
+        figure.caption_below(f"iteration\n{caption}")
     return figure
 
 
@@ -146,5 +145,5 @@ def residuals(points: Sequence[tuple[str, np.ndarray, np.ndarray]], *, title: st
             axes.title.set_fontsize(9)
         figure.suptitle(title, fontsize=10)
         figure.alt = f"{title}: residuals of {', '.join(name for name, _, _ in points)}"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure

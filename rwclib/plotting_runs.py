@@ -30,22 +30,29 @@ def points(
     """A point per row, side by side by colour, a panel per value of `panel` sharing one axis; dashed lines at published values.
 
     Args:
-        table: columns `x` (categories), `y`, `hue` (categories), `panel`, all in the order to draw them.
+        table: columns `x` (categories), `y`, `hue` (categories), `panel`, all in the order to draw them; and, if there is one,
+            `learned` (bool): the others are hollow.
         ylabel, title, caption: of the axis, above and below the panels.
         marks: values of `y` to mark, by panel; `mark_label` says what they are.
         log: logarithmic axis.
     """
     import seaborn as sns
 
-    names = list(dict.fromkeys(table[panel]))
+    names, table = list(dict.fromkeys(table[panel])), table if "learned" in table else table.assign(learned=True)
     with mpl.rc_context(STYLE), _same_jitter():
         figure = Figure(figsize=(2.5 * len(names) + 0.8, 3.8), layout="constrained")
         row = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, name in zip(row, names, strict=True):
             of = table[table[panel] == name]
             colors = COLORS[: table[hue].nunique()]
-            sns.stripplot(of, x=x, y=y, hue=hue, hue_order=list(dict.fromkeys(table[hue])), order=list(dict.fromkeys(table[x])),
-                          dodge=True, jitter=0.12, size=5, alpha=0.75, palette=colors, ax=axes, legend="brief")  # fmt: skip
+            for learned, part in of.groupby("learned"):
+                before = len(axes.collections)
+                sns.stripplot(part, x=x, y=y, hue=hue, hue_order=list(dict.fromkeys(table[hue])), order=list(dict.fromkeys(table[x])),
+                              dodge=True, jitter=0.12, size=5, alpha=0.75, palette=colors, ax=axes, legend="brief")  # fmt: skip
+                for dots in [] if learned else axes.collections[before:]:
+                    dots.set(edgecolor=dots.get_facecolor(), facecolor="none", linewidth=1.2)
+            if not table["learned"].all():
+                axes.plot([], [], "o", mfc="none", mec="0.35", ms=5, label="has hardly learned, not judged")
             for value in (marks or {}).get(name, ()):
                 axes.axhline(value, color="0.35", ls="--", lw=1, label=mark_label)
             axes.set_title(name, fontsize=9)
@@ -59,7 +66,7 @@ def points(
                 axes.get_legend().remove()
         figure.legend_above(4, title)
         figure.alt = f"{title}: {ylabel}, a panel per {panel}"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure
 
 
@@ -100,7 +107,7 @@ def step_lines(
         figure.legend_above(len(styles), title)
         figure.supylabel(ylabel, fontsize=9)
         figure.alt = f"{title}: {ylabel} by step of epochs"
-        figure.supxlabel(f"epochs\n{caption}", fontsize=7, color="0.35")
+        figure.caption_below(f"epochs\n{caption}")
     return figure
 
 
@@ -125,5 +132,5 @@ def heat_maps(panels: Sequence[tuple[str, np.ndarray]], *, title: str, caption: 
         figure.colorbar(image, ax=grid, shrink=0.8, label="correlation")
         figure.suptitle(title, fontsize=10)
         figure.alt = f"{title}: correlation matrices of {', '.join(name.replace(chr(10), ' ') for name, _ in panels)}"
-        figure.supxlabel(caption, fontsize=7, color="0.35")
+        figure.caption_below(caption)
     return figure

@@ -43,16 +43,16 @@ def filter_grid(model: nn.Module, layer: str) -> np.ndarray:
 
 
 def responses(filters: np.ndarray, image: np.ndarray, rim: bool = True) -> np.ndarray:
-    """What each filter makes of an image: (filters, height, width) float32.
+    """What each filter makes of an image: (filters, height, width) float64.
 
     Args:
         filters: (filters, channels, k, k), k odd.
         image: (channels, height, width).
         rim: zeros around the image; without, only where the whole filter lies on it, (filters, height - k + 1, width - k + 1).
     """
-    x = torch.as_tensor(np.ascontiguousarray(image), dtype=torch.float32)[None]
+    x = torch.as_tensor(np.ascontiguousarray(image), dtype=torch.float64)[None]
     padding = "same" if rim else "valid"
-    return functional.conv2d(x, torch.as_tensor(filters, dtype=torch.float32), padding=padding)[0].numpy()
+    return functional.conv2d(x, torch.as_tensor(filters, dtype=torch.float64), padding=padding)[0].numpy()
 
 
 def scaled(images: np.ndarray) -> np.ndarray:

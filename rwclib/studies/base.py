@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -94,20 +94,28 @@ def only(found: archive.Tables, hashes: set[str]) -> archive.Tables:
     return archive.Tables(*of_runs, extra, found.arrays)
 
 
-def learned(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, str]]]:
-    """The tables without the runs at chance, and the (profile, model, dataset) of these.
+LEARNED = 0.25  # of the way from guessing to no error: what a network must have learned to be judged
 
-    A run is at chance if its training top-1 in the last epoch is below twice that of guessing. How the weights of such a
-    network move says nothing about learning, so claims are not judged on it; figures and accuracies still show it.
+
+def learned(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, str]]]:
+    """The tables without the runs that have hardly learned, and the (profile, model, dataset) of these.
+
+    A run has learned if its training top-1 in the last epoch lies at least `LEARNED` of the way from guessing to 100%. How
+    the weights of another move says little about learning, so claims are not judged on it; figures and accuracies show it.
     """
     if found.epochs.empty:
         return found, set()
     last = archive.last_epochs(found.epochs)
-    guessing = last["dataset"].map(lambda name: 100 / data.get(name).num_classes)
-    bad = last[last["train_top1"] < 2 * guessing]
-    return only(found, set(found.runs["hash"]) - set(bad["hash"])), set(
-        bad[["profile", "model", "dataset"]].itertuples(index=False, name=None)
+    hardly = last[learned_share(last["train_top1"], last["dataset"]) < LEARNED]
+    return only(found, set(found.runs["hash"]) - set(hardly["hash"])), set(
+        hardly[["profile", "model", "dataset"]].itertuples(index=False, name=None)
     )
+
+
+def learned_share(top1: pd.Series, dataset: pd.Series) -> pd.Series:
+    """How much of the way from guessing (0) to no error (1) accuracies in percent are."""
+    guessing = 100 / dataset.map(lambda name: data.get(name).num_classes)
+    return (top1 - guessing) / (100 - guessing)
 
 
 def best(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
@@ -117,30 +125,65 @@ def best(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
     return rows[rows["profile"] == found[-1]] if found else rows
 
 
-def caption(found: archive.Tables, model: str, dataset: str) -> str:
-    """Profile, size, seeds, training accuracy and data copy of the runs that a figure of this model and data set shows."""
-    epochs = best(found.epochs, model, dataset)
-    top1 = epochs.loc[epochs["epoch"] == epochs["epoch"].max(), "train_top1"].mean()
-    rows = best(found.runs, model, dataset).astype({"images": int, "epochs": int, "width": int})
+def progress(last: pd.DataFrame, top1: str = "") -> str:
+    """Training accuracy of runs at their end (rows of `archive.last_epochs`), their mean if not in words; who is not judged."""
+    words = f"training top-1 {top1 or format(last['train_top1'].mean(), '.0f') + '%'}"
+    hardly = (learned_share(last["train_top1"], last["dataset"]) < LEARNED).sum()
+    if not hardly:
+        return words
+    who = "has" if hardly == len(last) else f"{hardly} of {len(last)} {'has' if hardly == 1 else 'have'}"
+    return f"{words}; shown, not judged: {who} hardly learned"
+
+
+def size(runs: pd.DataFrame) -> str:
+    """Width and number of images of runs of one size, each of how many."""
+    whole = runs["dataset"].map(lambda name: data.get(name).n_train)
+    ours, total = (" or ".join(f"{count:,.0f}" for count in sorted(set(of))) for of in (runs["images"], whole))
+    return f"width {runs['width'].iloc[0]:.0f} of 64, {f'all {ours}' if ours == total else f'{ours} of {total}'} images"
+
+
+def together(lines: Iterable[tuple[str, str]]) -> list[str]:
+    """`names: text` of (name, text); names of the same text in one line."""
+    names: dict[str, list[str]] = {}
+    for name, text in lines:
+        names.setdefault(text, []).append(name)
+    return [f"{', '.join(dict.fromkeys(of))}: {text}" for text, of in names.items()]
+
+
+def copies(runs: pd.DataFrame) -> str:
+    """The data copies of runs, each in few words."""
+    notes = {(data.get(name).title, note.split(";")[0]) for name, note in zip(runs["dataset"], runs["data_note"], strict=True)}
+    return f"data copies: {'; '.join(together(sorted(notes)))}"
+
+
+def caption(found: archive.Tables, model: str, dataset: str, length: str) -> str:
+    """Profile, size, length, seeds, training accuracy and data copy of the runs that a figure of this model and data set shows.
+
+    Args:
+        length: the epochs in words, beside the published.
+    """
+    rows = best(found.runs, model, dataset)
     run, seeds, notes = rows.iloc[0], sorted(rows["seed"]), "; ".join(rows["data_note"].unique())
+    several = len(seeds) > 1
     return (
-        f"profile {run['profile']}: width {run['width']} of 64, {run['images']:,} images, {run['epochs']} epochs, "
-        f"{run['precision']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-        f"{'; band: range over seeds' if len(seeds) > 1 else ''}; training top-1 at the end {top1:.0f}%\n"
+        f"profile {run['profile']}: {size(rows)}, {length}, {run['precision']}, "
+        f"seed{'s' * several} {', '.join(map(str, seeds))}\n"
+        f"{progress(best(archive.last_epochs(found.epochs), model, dataset))}{'; band: range over seeds' * several}\n"
         f"data copy: {notes}"
     )
 
 
 def shown(found: archive.Tables, model: str) -> pd.DataFrame:
-    """The runs that the figures of a model show, one row per data set."""
+    """The runs that the figures of a model show, one row per data set; `learned`: how many of them are judged."""
     result = []
     for dataset in dict.fromkeys(found.runs.loc[found.runs["model"] == model, "dataset"]):
-        rows = best(found.runs, model, dataset)
-        run = rows.iloc[0]
+        rows, last = (best(table, model, dataset) for table in (found.runs, archive.last_epochs(found.epochs)))
+        run, share = rows.iloc[0], learned_share(last["train_top1"], last["dataset"])
         result.append({
-            "dataset": dataset, "profile": run["profile"], "seeds": ",".join(map(str, sorted(rows["seed"]))),
-            "width": run["width"], "images": int(run["images"]), "epochs": int(run["epochs"]), "device": run["device"],
-            "data copy": run["data_note"],
+            "dataset": dataset, "profile": run["profile"], "seeds": ", ".join(map(str, sorted(rows["seed"]))),
+            "width": int(run["width"]), "images": int(run["images"]), "epochs": int(run["epochs"]),
+            "train_top1": round(last["train_top1"].mean(), 1), "learned": f"{(share >= LEARNED).sum()} of {len(last)}",
+            "device": run["device"], "data copy": run["data_note"],
         })  # fmt: skip
     return pd.DataFrame(result)
 

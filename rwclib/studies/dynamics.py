@@ -145,7 +145,8 @@ def endings(found: archive.Tables) -> pd.DataFrame:
 
     Columns, besides profile, hash and those of `CELL`, seed, perturbation, epochs and width: of all parameters, the columns
     of `rwclib.weights.Snapshots.table` at the last epoch; of the last epoch `train_top1`; of `features.parquet` those at the
-    end, and at the start with `_start` behind the name; and `parent_top1`, the parent's test accuracy (percent) at its end.
+    end, and at the start with `_start` behind the name; `parent_top1`, the parent's test accuracy (percent) at its end; and
+    `learned`, whether it is judged: if it has learned (`base.learned`), or what it was retrained from.
     """
     settings = ["profile", "hash", *CELL, "seed", "perturbation", "parent", "epochs", "width"]
     table = found.runs[settings].copy()
@@ -161,7 +162,9 @@ def endings(found: archive.Tables) -> pd.DataFrame:
         rows = measured.loc[measured["when"] == when, columns]
         table = table.merge(rows.rename(columns={name: name + suffix for name in columns[2:]}), on=["profile", "hash"])
     tops = dict(zip(table["hash"], table["test_top1"], strict=True))
-    return table.assign(parent_top1=table["parent"].map(tops))
+    trained = table["hash"].where(table["perturbation"] == "none", table["parent"])
+    learned = trained.isin(base.learned(found)[0].runs["hash"])
+    return table.assign(parent_top1=table["parent"].map(tops), learned=learned)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -187,12 +190,12 @@ def moved(ends: pd.DataFrame) -> pd.DataFrame:
     """Part 1, one row per training of the grid: shares changed, norms and distance, from `endings`.
 
     Columns: `CELL`, profile, seed, `THRESHOLDS`, norm_start, norm, distance_start, relative (distance over the norm at the
-    start), test_top1 (percent).
+    start), test_top1 (percent), learned.
     """
     rows = shown(ends[ends["perturbation"] == "none"])
     rows["relative"] = rows["distance_start"] / rows["norm_start"]
     return rows[
-        [*CELL, "profile", "seed", *THRESHOLDS, "norm_start", "norm", "distance_start", "relative", "test_top1"]
+        [*CELL, "profile", "seed", *THRESHOLDS, "norm_start", "norm", "distance_start", "relative", "test_top1", "learned"]
     ]
 
 
@@ -248,7 +251,7 @@ def retrained(ends: pd.DataFrame, perturbations: Sequence[str] = tuple(PERTURBAT
     table = rows.rename(columns=names).assign(relative=rows["distance_parent"] / rows["norm_parent"])
     columns = [*names.values()]
     columns.insert(3, "relative")
-    return table[[*CELL, "profile", "seed", "perturbation", *columns, "paired", "matched", "cka"]]
+    return table[[*CELL, "profile", "seed", "perturbation", *columns, "paired", "matched", "cka", "learned"]]
 
 
 def published() -> pd.DataFrame:
@@ -276,11 +279,12 @@ def counts(profile_runs: archive.Tables) -> pd.DataFrame:
 def similarities(found: archive.Tables) -> pd.DataFrame:
     """Part 2 across models: penultimate features of the first seed's trainings that differ in one thing, on the same images.
 
-    Columns: model, dataset, differ (`optimizer` or `initialisation`), a, b, profile; `features.SUMMARY`; and `chance`, the
-    matched correlation when the images of one are put in random order, which is what matching finds where there is nothing.
+    Columns: model, dataset, differ (`optimizer` or `initialisation`), a, b, profile; `features.SUMMARY`; `chance`, the
+    matched correlation when the images of one are put in random order, which is what matching finds where there is nothing;
+    and whether both have `learned`.
     """
     rows = shown(found.runs[(found.runs["perturbation"] == "none") & (found.runs["seed"] == found.runs["seed"].min())])
-    table, rng = [], np.random.default_rng(0)
+    table, rng, learned = [], np.random.default_rng(0), set(base.learned(found)[0].runs["hash"])
     for (model, dataset), of in rows.groupby(["model", "dataset"], sort=False):
         runs = list(of.itertuples())
         for a, b in itertools.combinations(runs, 2):
@@ -293,6 +297,7 @@ def similarities(found: archive.Tables) -> pd.DataFrame:
                 "model": model, "dataset": dataset, "differ": {"init": "initialisation"}.get(differ[0], differ[0]),
                 "a": getattr(a, differ[0]), "b": getattr(b, differ[0]), "profile": a.profile,
                 **features.summary(features.moments(x, y)), "chance": float(shuffled[features.match(shuffled)].mean()),
+                "learned": {a.hash, b.hash} <= learned,
             })  # fmt: skip
     return pd.DataFrame(table)
 
@@ -315,20 +320,18 @@ def drifts(found: archive.Tables) -> pd.DataFrame:
 
 
 def caption(found: archive.Tables) -> str:
-    """Profile, size, seeds and data copies of the runs that a figure shows, one line per network of another size."""
-    rows = shown(found.runs).astype({"images": int})
-    lines = []
-    for (profile, width, images), of in rows.groupby(["profile", "width", "images"], sort=False):
-        base, again = (of.loc[kind, "epochs"] for kind in (of["perturbation"] == "none", of["perturbation"] != "none"))
-        epochs = f"{base.max()} epochs" + (f" (retraining {again.max()})" if len(again) else "")
-        seeds = sorted(of["seed"].unique())
-        names = ", ".join(MODELS[model] for model in dict.fromkeys(of["model"]))
-        lines.append(
-            f"{names}: profile {profile}, width {width} of 64, {images:,} images, {epochs}, "
-            f"{'/'.join(dict.fromkeys(of['precision']))}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-        )
-    notes = {f"{data.get(name).title}: {note}" for name, note in zip(rows["dataset"], rows["data_note"], strict=True)}
-    return "\n".join([*lines, *sorted(notes)])
+    """Size, seeds, training accuracies and data copies of the runs that a figure shows, networks of one size in one line."""
+    rows = shown(found.runs).merge(archive.last_epochs(found.epochs)[["profile", "hash", "train_top1"]], on=["profile", "hash"])
+    again, sizes, ranges = rows["perturbation"] != "none", [], []
+    for (model, profile), of in rows.groupby(["model", "profile"], sort=False):
+        epochs = [f"{part['epochs'].max()} epochs{' of retraining' * bool(retrained)}" for retrained, part in of.groupby(again)]
+        seeds = [str(seed) for seed in sorted(of["seed"].unique())]
+        settings = f"{', '.join(epochs)}, {of['precision'].iloc[0]}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+        sizes.append((MODELS[model], f"profile {profile}, {base.size(of)}, {settings}"))
+    for model, of in labelled(rows[~again]).groupby("model", sort=False):
+        tops = of["train_top1"].round().astype(int).groupby(of["optimizer"], sort=False).unique()
+        ranges.append(f"{model} " + ", ".join(f"{kind} {'-'.join(map(str, sorted({min(top), max(top)})))}%" for kind, top in tops.items()))
+    return "\n".join([*base.together(sizes), base.progress(rows[~again], f"at the end: {'; '.join(ranges)}"), base.copies(found.runs)])
 
 
 def heat_maps(found: archive.Tables, dataset: str, init: str = INITS[0]) -> list[tuple[str, np.ndarray]]:

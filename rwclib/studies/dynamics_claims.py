@@ -1,11 +1,8 @@
-"""The six claims of study 3, and their scorecard.
+"""The seven claims of study 3, and how their values are had from its tables.
 
-D1 and D2 are about the share of parameters changed, which the slides do not define: they are judged for parameters that differ
-from their start at all, by more than 0.1% and by more than 1% of it; each training on its own, where it has one seed with an
-interval over its parameter tensors. D3 to D6 compare trainings of one network and data set, retrained ones also of one
-optimizer; their intervals are the spread over initialisations and seeds, not over seeds alone.
-
-A training at chance is not judged on, nor what is retrained from it; what retraining itself makes of a trained model is.
+D1 and D2 are about the share of parameters changed, which the slides do not define: at all, by more than 0.1%, by more than 1%. A
+share is a count of all parameters of one training, so it is exact. In the others the replicates are the trainings of one network, data
+set and optimizer: initialisations and seeds. A training that has hardly learned is not judged, nor what was retrained from it.
 """
 
 from __future__ import annotations
@@ -13,129 +10,125 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from rwclib import archive, claims
-from rwclib.claims import Claim
-from rwclib.comparisons import Comparison, Difference, Group, Level
-from rwclib.config import PROFILES
+from rwclib import archive, claims, features
+from rwclib.claims import SHARE_MARGIN, Cell, Claim, Comparison, level, ratio
 from rwclib.studies import base, dynamics, scoring
-from rwclib.weights import WHOLE
 
 CHANGED = {"changed": "at all", "changed_1e3": "by 0.1%", "changed_1e2": "by 1%"}
-CLOSE, ALIKE = 0.1, 0.9  # "close": twice the slides' largest distance over norm; "highly correlated"
+CORRELATIONS = ("mean of positive r", "mean r")
+CLOSE = 2 * max(d / w1 for kind, _, w1, _, d in dynamics.PUBLISHED if kind == "distort:1e-06")  # twice the slides' largest
+ALIKE = 0.9  # "very high" correlation of features
+TRAINED_ALIKE = 10  # points of training top-1 between the two trainings of a pair, at most
 _LARGE = ("resnet18", "vgg19")
 _NAMES = {"sgd": "SGD", "adam": "Adam"}
 
 
-def _shares(model: str, datasets: Sequence[str], low: float, high: float) -> tuple[Level, ...]:
+def _shares(model: str, datasets: Sequence[str], low: float, high: float) -> tuple[Comparison, ...]:
     return tuple(
-        Level(a=Group(model, dataset, f"{init}, {optimizer}, share changed"), low=low, high=high, weighted=True)
-        for dataset in datasets
-        for init in dynamics.INITS
-        for optimizer in dynamics.OPTIMIZERS
+        level(Cell(model, dataset, f"{init}, {name}", "share changed"), f"{model} {dataset}: {init}, {name}", low, high, exact=True)
+        for dataset in datasets for init in dynamics.INITS for name in _NAMES.values()
+    )  # fmt: skip
+
+
+def _each(models: Sequence[str], quantity: str) -> list[tuple[str, Cell, Cell]]:
+    """Name of each network and data set, its Adam cell and its SGD cell."""
+    return [(f"{model} {dataset}", *(Cell(model, dataset, name, quantity) for name in ("Adam", "SGD")))
+            for model in models for dataset in dynamics.DATASETS]  # fmt: skip
+
+
+def _levels(quantity: str, label: str, low: float, high: float) -> tuple[Comparison, ...]:
+    """A level for every network, data set and optimizer."""
+    return tuple(
+        level(cell, f"{name}: {cell.group}, {label}", low, high)
+        for name, *pair in _each(tuple(dynamics.MODELS), quantity)
+        for cell in reversed(pair)
     )
 
 
-def _each(models: Sequence[str]) -> list[tuple[str, str]]:
-    return [(model, dataset) for model in models for dataset in dynamics.DATASETS]
-
-
-def _retrained(quantity: str, low: float, high: float) -> tuple[Level, ...]:
+def _differences(models: Sequence[str], low: float, high: float, margin: float | None) -> tuple[Comparison, ...]:
     return tuple(
-        Level(a=Group(*pair, f"{optimizer}, {quantity}"), low=low, high=high, over="trainings")
-        for pair in _each(tuple(dynamics.MODELS))
-        for optimizer in _NAMES.values()
+        Comparison(f"{name}: Adam - SGD", ((1.0, adam), (-1.0, sgd)), low, high, "difference", margin)
+        for name, adam, sgd in _each(models, "correlation")
     )
-
-
-def _correlations(pair: tuple[str, str]) -> tuple[Level, ...]:
-    """That Adam's features correlate positively, and more than SGD's."""
-    adam, sgd = _optimizers("correlation", pair)
-    return Level(a=adam, low=0.0, over="trainings"), Difference(a=adam, b=sgd, over="trainings")
-
-
-def _optimizers(quantity: str, pair: tuple[str, str]) -> tuple[Group, Group]:
-    return Group(*pair, f"Adam, {quantity}"), Group(*pair, f"SGD, {quantity}")
 
 
 CLAIMS = (
     Claim("D1", "ResNet-18 keeps over 60% of its parameters unchanged, whatever the data, optimizer, initialisation",
-          _shares("resnet18", dynamics.DATASETS, -1, 0.4)),
-    Claim("D2", "CIFAR-10: LeNet changes 100% of its parameters (99.5% or more), VGG-19 over 90%",
-          (*_shares("lenet5", ["cifar10"], 0.995, 2), *_shares("vgg19", ["cifar10"], 0.9, 2))),
+          _shares("resnet18", dynamics.DATASETS, -1.0, 0.4), tuple(CHANGED.values())),
+    Claim("D2a", "CIFAR-10: LeNet changes 100% of its parameters (99.5% or more)", _shares("lenet5", ["cifar10"], 0.995, 2.0), tuple(CHANGED.values())),
+    Claim("D2b", "CIFAR-10: VGG-19 changes over 90% of its parameters", _shares("vgg19", ["cifar10"], 0.9, 2.0), tuple(CHANGED.values())),
     Claim("D3", "SGD ends nearer to its start than Adam in the large networks (distance over the norm at the start)",
-          tuple(Comparison(*_optimizers("distance", pair), over="trainings") for pair in _each(_LARGE))),
-    Claim("D4", "Adam: positive feature correlation, stronger than SGD's, in the large networks; not stronger in LeNet",
-          (*(part for pair in _each(_LARGE) for part in _correlations(pair)),
-           *(Difference(a=a, b=b, low=-2.0, high=0.0, over="trainings")
-             for pair in _each(["lenet5"]) for a, b in [_optimizers("correlation", pair)]))),
-    Claim("D5", f"After a 1e-6 distortion retraining ends close to the old weights (distance under {CLOSE:g} of the norm), "
-                f"features highly correlated with the old ({ALIKE:g} or more)",
-          (*_retrained("distorted, distance / norm", -1, CLOSE), *_retrained("distorted, features", ALIKE, 2))),
+          tuple(ratio(adam, sgd, f"{name}: Adam / SGD") for name, adam, sgd in _each(_LARGE, "distance")), ("-",), "trainings"),
+    Claim("D4", f"Trained alike (within {TRAINED_ALIKE} points), Adam's features correlate more than SGD's in the large networks, and not in LeNet (by less than {SHARE_MARGIN:g})",
+          (*_differences(_LARGE, 0.0, 2.0, SHARE_MARGIN), *_differences(["lenet5"], -2.0, SHARE_MARGIN, None)), CORRELATIONS, "pairs"),
+    Claim("D5", f"After a 1e-6 distortion retraining usually comes back (in over half of the cases: distance at most {CLOSE:.3f} of the norm, correlation of features {ALIKE:g} or more)",
+          _levels("comes back", "share that comes back", 0.5, 2.0), ("-",), "trainings", in_general=True),
     Claim("D6", "After a sign flip retraining ends far away: distance about twice the norm (1.8 to 2.2)",
-          _retrained("flipped, distance / norm", 1.8, 2.2)),
+          _levels("flipped", "distance / norm", 1.8, 2.2), ("-",), "trainings"),
 )  # fmt: skip
 
 
-def _init(init: str) -> str:
-    return init.partition(":")[0]
-
-
-def shares(found: archive.Tables) -> pd.DataFrame:
-    """One row per tensor of every training of the grid: the shares of its weights changed at the end, as `rwclib.claims` reads them."""
-    runs = found.runs.loc[found.runs["perturbation"] == "none", ["profile", "hash", "init", "optimizer", "epochs"]]
-    table = found.extra["snapshots"].merge(runs, on=["profile", "hash"])
-    table = table[(table["epoch"] == table["epochs"]) & (table["tensor"] != WHOLE)]
-    group = [
-        f"{_init(init)}, {optimizer}, share changed"
-        for init, optimizer in zip(table["init"], table["optimizer"], strict=True)
-    ]
-    keys = ["profile", "model", "dataset", "seed", "size", *CHANGED]
-    return table[keys].assign(group=group, layer=table["model"] + " " + table["tensor"])
-
-
-def quantities(found: archive.Tables) -> pd.DataFrame:
-    """One row per training and quantity that D3 to D6 compare, as `rwclib.claims` reads them."""
-    ends, parts = dynamics.endings(found), []
-    ends["seed"] = [f"{_init(init)} {seed}" for init, seed in zip(ends["init"], ends["seed"], strict=True)]
-    measured = {
-        "none": {"distance": ends["distance_start"] / ends["norm_start"], "correlation": ends["correlation"]},
-        "distort:1e-06": {"distorted, distance / norm": ends["distance_parent"] / ends["norm_parent"], "distorted, features": ends["paired"]},
-        "flip_sign": {"flipped, distance / norm": ends["distance_parent"] / ends["norm_parent"]},
-    }  # fmt: skip
-    names = ends["optimizer"].map(_NAMES)
-    for perturbation, of in measured.items():
-        for quantity, values in of.items():
-            rows = ends.assign(group=names + f", {quantity}", value=values, layer=WHOLE)
-            parts.append(rows[rows["perturbation"] == perturbation])
-    table = pd.concat(parts, ignore_index=True)
-    return table[["profile", "model", "dataset", "seed", "group", "layer", "value"]]
-
-
-def judged(found: archive.Tables) -> tuple[archive.Tables, set[tuple[str, str, str]]]:
-    """As `base.learned`, by how the trainings of the grid learned; what was retrained goes with its first ancestor."""
+def judged(found: archive.Tables) -> archive.Tables:
+    """The trainings of the grid that have learned (`base.learned`), and what was retrained from them."""
     runs = found.runs.set_index("hash")
     grid = base.only(found, set(runs.index[runs["perturbation"] == "none"]))
-    learned, at_chance = base.learned(grid)
-    kept, parents = set(learned.runs["hash"]), runs["parent"]
-    again = {hash_ for hash_ in runs.index[runs["perturbation"] != "none"] if parents[hash_] in kept}
-    return base.only(found, kept | again), at_chance
+    kept = set(base.learned(grid)[0].runs["hash"])
+    again = {hash_ for hash_ in runs.index[runs["perturbation"] != "none"] if runs["parent"][hash_] in kept}
+    return base.only(found, kept | again)
+
+
+def positive_r(penultimate: np.ndarray) -> float:
+    """Mean of the positive correlations between different features, of (images, features); NaN without any."""
+    matrix = features.correlation(penultimate.astype(np.float64))
+    above = matrix[np.triu_indices(len(matrix), 1)]
+    return float(above[above > 0].mean()) if (above > 0).any() else float("nan")
+
+
+def pairs(found: archive.Tables) -> pd.DataFrame:
+    """The (SGD, Adam) trainings from one start, of each what D3 and D4 compare, and whether they were trained alike.
+
+    Columns: profile, model, dataset, seed (initialisation and seed), group, distance (log), `CORRELATIONS`, untrained (mean r at the
+    start), train_top1, alike.
+    """
+    ends = dynamics.endings(found).query("perturbation == 'none'")
+    ends = ends.assign(
+        seed=[f"{init.partition(':')[0]} {seed}" for init, seed in zip(ends["init"], ends["seed"], strict=True)],
+        group=ends["optimizer"].map(_NAMES), distance=np.log(ends["distance_start"] / ends["norm_start"]), untrained=ends["correlation_start"],
+    )  # fmt: skip
+    ends["mean r"] = ends["correlation"]
+    ends["mean of positive r"] = [positive_r(found.arrays[hash_, "penultimate"]) for hash_ in ends["hash"]]
+    keys = ["profile", "model", "dataset", "seed"]
+    top1 = ends.groupby(keys)["train_top1"]
+    ends["alike"] = top1.transform("max") - top1.transform("min") <= TRAINED_ALIKE
+    both = top1.transform("size") == 2
+    return ends.loc[both, [*keys, "group", "distance", *CORRELATIONS, "untrained", "train_top1", "alike"]]
+
+
+def values(found: archive.Tables) -> pd.DataFrame:
+    """What every training says, as `rwclib.claims.details` wants it; `found` are the runs that have learned."""
+    ends = dynamics.endings(found)
+    start = ends["init"].str.partition(":")[0]
+    ends = ends.assign(seed=start + " " + ends["seed"].astype(str), group=ends["optimizer"].map(_NAMES))
+    trained = ends["perturbation"] == "none"
+    shares = ends[trained].assign(quantity="share changed", group=(start + ", " + ends["group"])[trained])
+    parts = [shares.assign(definition=name, value=shares[column]) for column, name in CHANGED.items()]
+    both = pairs(found)
+    parts.append(both.assign(definition="-", quantity="distance", value=both["distance"]))
+    alike = both[both["alike"]]
+    parts += [alike.assign(definition=name, quantity="correlation", value=alike[name]) for name in CORRELATIONS]
+    relative = ends["distance_parent"] / ends["norm_parent"]
+    back = ((relative <= CLOSE) & (ends["paired"] >= ALIKE)).astype(float)
+    for kind, quantity, value in (("distort:1e-06", "comes back", back), ("flip_sign", "flipped", relative)):
+        parts.append(ends.assign(definition="-", quantity=quantity, value=value)[ends["perturbation"] == kind])
+    return pd.concat(parts, ignore_index=True)[claims.VALUES]
 
 
 def details(found: archive.Tables) -> pd.DataFrame:
     """Every comparison of the claims, as `rwclib.claims.details`."""
-    texts, numbers = ["profile", "model", "dataset", "seed", "group", "layer"], ["value", "size", *CHANGED]
-    changed = pd.DataFrame(columns=[*texts, *numbers]).astype(dict.fromkeys(numbers, "float64"))
-    of_runs = epochs = changed
-    if len(found.runs):
-        of, _ = judged(complete(found))
-        changed, of_runs, epochs = shares(of), quantities(of), of.epochs
-    parts = [(changed, CLAIMS[:2], CHANGED), (of_runs, CLAIMS[2:], {"value": "-"})]
-    return pd.concat(
-        [claims.details(table, epochs, about, list(PROFILES), names) for table, about, names in parts],
-        ignore_index=True,
-    )
+    return scoring.judge(values(judged(complete(found))) if len(found.runs) else None, CLAIMS)
 
 
 def complete(found: archive.Tables) -> archive.Tables:
@@ -156,17 +149,16 @@ def complete(found: archive.Tables) -> archive.Tables:
 
 def verdicts(found: archive.Tables) -> pd.DataFrame:
     """The scorecard of these tables, as `scoring.verdicts`; its training accuracies are those of the runs judged on."""
-    parts, runs = details(found), found.runs
-    tables = []
-    for about, perturbations in ((CLAIMS[:4], ["none"]), (CLAIMS[4:], list(dynamics.PERTURBATIONS))):
-        rows, of = parts[parts["claim"].isin([claim.id for claim in about])], None
-        if len(runs):
-            kept, at_chance = judged(complete(found))
-            of = base.only(kept, set(runs.loc[runs["perturbation"].isin(perturbations), "hash"])), at_chance
-        tables.append(scoring.verdicts(found, about, parts=rows, judged=of))
-    return pd.concat(tables, ignore_index=True)
+    kept = None
+    if len(found.runs):
+        kept = judged(complete(found))
+        kept = base.only(kept, set(kept.runs.loc[kept.runs["perturbation"] == "none", "hash"]))
+    table = scoring.verdicts(found, CLAIMS, details(found), kept)
+    unlike = (table["claim"] == "D4") & table["reason"].str.startswith("some")
+    table.loc[unlike, "reason"] = f"no pair of trainings within {TRAINED_ALIKE} points of each other on some of its data sets"
+    return table
 
 
 def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
-    """The claims on the archive's runs of one profile, or of the `best` that has all of a claim's."""
-    return verdicts(dynamics.tables(results, profile))
+    """The claims on the archive's runs, at one profile or at each that can judge them (`best`)."""
+    return scoring.of_profile(verdicts(dynamics.tables(results)), profile)

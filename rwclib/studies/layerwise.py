@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,7 +112,7 @@ FIGURES = {
 
 
 def published() -> pd.DataFrame:
-    """The published figures' medians, read off the figures (good to about 10%), and their last epochs.
+    """The published figures' medians, read off the figures (good to about 10%), and the last epochs that they draw.
 
     Columns: figure, model, dataset, group, median, epochs.
     """
@@ -125,6 +126,21 @@ def published() -> pd.DataFrame:
         "figure": table["journal_fig"], "model": table["model"].map(names), "dataset": table["dataset"].map(sets),
         "group": table["group"].map(groups), "median": table["p50"], "epochs": table["last_epoch"],
     })  # fmt: skip
+
+
+EPOCHS, DRAWN = 150, {"mnist": 20, "fashion_mnist": 20, data.SAMPLE: 20}  # published, and drawn where it is not all
+
+
+def drawn(layers: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the epochs that medians are over: from the second to the last that the published figures draw."""
+    return layers[(layers["epoch"] > 1) & (layers["epoch"] <= layers["dataset"].map(DRAWN).fillna(EPOCHS))]
+
+
+def _length(epochs: int, dataset: str) -> str:
+    """A run's epochs beside the published, and how many of each are drawn where it is not all."""
+    last = DRAWN.get(dataset, EPOCHS)
+    ours, paper = (f"{last} of {count}" if last < count else f"{count}" for count in (epochs, EPOCHS))
+    return f"{'the first ' * (last < epochs)}{ours} epochs (published: {paper})"
 
 
 def _groups(model: str) -> list[str]:
@@ -142,26 +158,27 @@ def _drawn(layers: pd.DataFrame, figure: int, dataset: str | None) -> tuple[pd.D
     """The best runs' rows that a figure shows, no later than its published last epoch; and the published medians."""
     model, paper_dataset, groups = FIGURES[figure]
     paper = published().query("figure == @figure").set_index("group")
-    rows = best(layers, model, dataset or paper_dataset)
-    return rows[rows["group"].isin(groups) & (rows["epoch"] <= paper["epochs"].max())], paper["median"]
+    dataset = dataset or paper_dataset
+    rows = best(layers, model, dataset)
+    return rows[rows["group"].isin(groups) & (rows["epoch"] <= DRAWN.get(dataset, EPOCHS))], paper["median"]
 
 
 def figure_table(layers: pd.DataFrame, figure: int, dataset: str | None = None) -> pd.DataFrame:
     """The numbers behind one published figure, one row per definition and group; `dataset` if not the published one.
 
-    Columns: mean (over layers, seeds and the drawn epochs after the first), median, p10, p90 of the finite values, the
-    number of infinite values, and the published figure's median, which is an elementwise value.
+    Columns: over layers, seeds and the drawn epochs after the first, the median and the mean of the finite values beside it,
+    p10 and p90; the number of infinite values, which count in the ranks; and the published median, an elementwise value.
     """
     rows, medians = _drawn(layers, figure, dataset)
-    rows, result = rows[rows["epoch"] > 1], []
+    rows, result = drawn(rows), []
     for metric, definition in claims.DEFINITIONS.items():
         for group in FIGURES[figure][2]:
             values = rows.loc[rows["group"] == group, metric]
             finite = values[values < float("inf")]
-            p10, median, p90 = finite.quantile([0.1, 0.5, 0.9])
+            p10, p90 = values.quantile([0.1, 0.9], "nearest")  # between two infinities there is nothing to interpolate
             result.append({
-                "definition": definition, "group": group, "mean": finite.mean(), "median": median, "p10": p10, "p90": p90,
-                "infinite": len(values) - len(finite),
+                "definition": definition, "group": group, "median": values.median(), "mean": finite.mean(),
+                "p10": p10, "p90": p90, "infinite": len(values) - len(finite),
                 "published_median": medians[group] if metric == "rwc_elementwise" else float("nan"),
             })  # fmt: skip
     return pd.DataFrame(result)
@@ -184,46 +201,46 @@ def draw(
         layers, medians = _drawn(found.layers, number, dataset)
         if layers.empty:
             continue
-        drawn, note = layers["epoch"].max(), caption(found, model, dataset)
-        if drawn < best(found.layers, model, dataset)["epoch"].max():
-            note += f"; the first {drawn} epochs are drawn, as in the published figure"
+        epochs = int(best(found.runs, model, dataset)["epochs"].max())
         figure = plotting.group_lines(
             layers, groups,
             title=f"Figure {number}: {MODELS[model]['title']}, {data.get(dataset).title}, {', '.join(groups)}",
-            caption=note, order=_groups(model), published=medians.to_dict(),
+            caption=caption(found, model, dataset, _length(epochs, dataset)),
+            order=_groups(model), published=medians.to_dict(),
         )  # fmt: skip
         plotting.save(figure, folder, f"{prefix}_fig{number:02d}_{dataset}_{'_'.join(groups)}")
         yield number, figure, figure_table(found.layers, number, dataset)
 
 
 def overview_caption(found: archive.Tables, model: str) -> str:
-    """The captions of all data sets of a model, one line each."""
-    lines = ["epochs after the first; bars: range over seeds where there are several"]
-    for row in shown(found, model).to_dict("records"):
-        title = data.get(row["dataset"]).title
-        lines.append(
-            f"{title}: width {row['width']}, {row['images']:,} images, {row['epochs']} epochs, seeds {row['seeds']}"
-        )
-        lines[-1] += f"; copy {row['data copy'].split(';')[0]}"
-    return "\n".join(lines)
+    """What the overview shows, the size of the runs beside the published, and their data copies."""
+    rows = shown(found, model)
+    titles = [data.get(name).title for name in rows["dataset"]]
+    sizes = [
+        f"{row.profile}, {base.size(rows.loc[[row.Index]])}, {_length(row.epochs, row.dataset)}, seeds {row.seeds}"
+        for row in rows.itertuples()
+    ]
+    return "\n".join([
+        "medians over a group's layers and the epochs after the first, infinite values in their ranks; bars: range over seeds",
+        *base.together(zip(titles, sizes, strict=True)),
+        base.copies(rows.rename(columns={"data copy": "data_note"})),
+    ])  # fmt: skip
 
 
-def group_means(found: archive.Tables, model: str) -> pd.DataFrame:
-    """Mean RWC per data set, group, seed and definition (epochs after the first, finite values), published medians beside.
+def group_medians(found: archive.Tables, model: str) -> pd.DataFrame:
+    """Median RWC per data set, group, seed and definition over layers and `drawn` epochs, published medians beside.
 
     Columns: dataset, panel, profile, group, seed (-1 for published), source (`Eq. 1`, `elementwise`, `published`), value.
     """
-    groups = _groups(model)
-    layers, (_, at_chance), parts = found.layers, learned(found), []
+    groups, layers, parts = _groups(model), found.layers, []
     for dataset in dict.fromkeys(layers.loc[layers["model"] == model, "dataset"]):
-        rows = best(layers, model, dataset)
-        rows = rows[(rows["epoch"] > 1) & rows["group"].isin(groups)]
-        profile = rows["profile"].iloc[0]
-        shown = f"{profile}, at chance" if (profile, model, dataset) in at_chance else profile
+        rows = drawn(best(layers, model, dataset))
+        rows = rows[rows["group"].isin(groups)]
+        learned = base.progress(best(archive.last_epochs(found.epochs), model, dataset))
+        panel = "\n".join([data.get(dataset).title, *(textwrap.fill(part, 20) for part in learned.split("; "))])
         for metric, definition in claims.DEFINITIONS.items():
-            finite = rows.assign(value=rows[metric].where(rows[metric] < float("inf")))
-            mean = finite.groupby(["dataset", "profile", "group", "seed"])["value"].mean().reset_index()
-            parts.append(mean.assign(source=definition, panel=f"{data.get(dataset).title}\n({shown})"))
+            medians = rows.groupby(["dataset", "profile", "group", "seed"])[metric].median().reset_index(name="value")
+            parts.append(medians.assign(source=definition, panel=panel))
     medians = (
         published().query("model == @model").groupby(["dataset", "group"])["median"].mean().reset_index(name="value")
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -12,52 +13,81 @@ from rwclib.config import PROFILES
 from rwclib.studies import base
 
 
+def under(about: Sequence[Claim], metrics: Mapping[str, str]) -> list[Claim]:
+    """The claims judged under these definitions; those that know none (`-`) as they are."""
+    names = tuple(metrics.values())
+    return [claim if claim.definitions == ("-",) else replace(claim, definitions=names) for claim in about]
+
+
 def details(
-    found: archive.Tables, about: Sequence[Claim], metrics: Mapping[str, str] = claims.DEFINITIONS
+    found: archive.Tables, about: Sequence[Claim], values: Callable[[archive.Tables], pd.DataFrame]
 ) -> pd.DataFrame:
-    """Every comparison of the claims, as `rwclib.claims.details`; runs at chance are not judged on (`base.learned`)."""
-    judged, _ = base.learned(found)
-    return claims.details(judged.layers, judged.epochs, about, list(PROFILES), metrics)
+    """Every comparison of the claims, as `rwclib.claims.details`, on the runs that have learned (`base.learned`)."""
+    return judge(values(base.learned(found)[0]) if len(found.runs) else None, about)
+
+
+def judge(table: pd.DataFrame | None, about: Sequence[Claim]) -> pd.DataFrame:
+    """`rwclib.claims.details` at every profile; without values all is `not run`."""
+    return claims.details(pd.DataFrame(columns=claims.VALUES) if table is None else table, about, list(PROFILES))
 
 
 def verdicts(
-    found: archive.Tables,
-    about: Sequence[Claim],
-    metrics: Mapping[str, str] = claims.DEFINITIONS,
-    parts: pd.DataFrame | None = None,
-    judged: tuple[archive.Tables, set[tuple[str, str, str]]] | None = None,
+    found: archive.Tables, about: Sequence[Claim], parts: pd.DataFrame, judged: archive.Tables | None = None
 ) -> pd.DataFrame:
-    """The scorecard of these tables, with four more columns; of `parts` where the comparisons are made already, on the runs
-    `judged` (as `base.learned` gives them).
+    """The scorecard of these comparisons, with five more columns.
 
-    `text`, the claim's sentence; `data`, a list of `title: data copy` of the runs used; `train_top1`, the lowest and the
-    highest training accuracy (percent) among them; `reason`, why it was not run.
+    `text`, the claim's sentence; `replicates`, what they are; `data`, a list of `title: data copy` of the runs used;
+    `train_top1`, the lowest and the highest training accuracy (percent) among them; `reason`, why it was not run.
+
+    Args:
+        found: all runs.
+        about: the claims.
+        parts: as `details` gives them.
+        judged: the runs that were judged, where these are not those that have learned.
     """
-    table = claims.scorecard(details(found, about, metrics) if parts is None else parts)
+    table, judged = claims.verdicts(parts), judged or base.learned(found)[0]
     known = {claim.id: claim for claim in about}
-    table.insert(1, "text", table["claim"].map({claim_id: claim.text for claim_id, claim in known.items()}))
-    table["data"] = [
-        _copies(found.runs[found.runs["profile"] == row.profile], known[row.claim].runs) for row in table.itertuples()
-    ]
-    judged, at_chance = judged or base.learned(found)
+    of = [known[name] for name in table["claim"]]
+    table.insert(1, "text", [claim.text for claim in of])
+    table["replicates"] = [claim.replicates for claim in of]
+    rows = list(zip(of, table["profile"], strict=True))
+    table["data"] = [_copies(found.runs[found.runs["profile"] == profile], claim.runs) for claim, profile in rows]
     last = archive.last_epochs(judged.epochs)
-    table["train_top1"] = [_range(last, row.profile, known[row.claim].runs) for row in table.itertuples()]
-    table["reason"] = [
-        _reason(known[row.claim], found, at_chance) if row.verdict == "not run" else "" for row in table.itertuples()
-    ]
+    table["train_top1"] = [_range(last, profile, claim.runs) for claim, profile in rows]
+    missing = table["verdict"] == "not run"
+    table["reason"] = [_reason(claim, found, judged) if none else "" for claim, none in zip(of, missing, strict=True)]
     return table
 
 
-def _reason(claim: Claim, found: archive.Tables, at_chance: set[tuple[str, str, str]]) -> str:
+def of_profile(table: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """The scorecard at one profile alone; claims that it cannot judge are `not run`. All of it with `best`."""
+    from rwclib.config import check_profile
+
+    if check_profile(profile, "best") == "best":
+        return table
+    rows = []
+    for _, of in table.groupby(["claim", "definition"], sort=False):
+        here = of[of["profile"] == profile]
+        blank = {"verdict": "not run", "profile": "-", "data": [], "train_top1": (float("nan"),) * 2, "seeds": 0}
+        blank |= {"reason": f"not at {profile}", **dict.fromkeys(claims.COUNTED, 0)}
+        rows.append(dict(here.iloc[0]) if len(here) else dict(of.iloc[0]) | blank)
+    return pd.DataFrame(rows)
+
+
+def _trained(runs: pd.DataFrame, profile: str) -> set[tuple[str, str]]:
+    """The (model, data set) pairs that there are runs of at a profile."""
+    return set(runs.loc[runs["profile"] == profile, ["model", "dataset"]].itertuples(index=False, name=None))
+
+
+def _reason(claim: Claim, found: archive.Tables, judged: archive.Tables) -> str:
     """Why a claim could not be judged on these tables."""
-    if claim.profile and claim.profile not in set(found.epochs.get("profile", ())):
+    if claim.profile and not (len(found.runs) and claim.profile in set(found.runs["profile"])):
         return f"needs the {claim.profile} profile"
-    chance = sorted({(model, dataset) for _, model, dataset in at_chance} & claim.runs)
-    if chance:
-        return "still at chance: " + ", ".join(" ".join(pair) for pair in chance)
-    trained = found.runs[["profile", "model", "dataset"]] if len(found.runs) else pd.DataFrame(columns=["profile"])
-    for _, of in trained.groupby("profile"):
-        if claim.runs <= set(of[["model", "dataset"]].itertuples(index=False, name=None)):
+    for profile in reversed(PROFILES) if len(found.runs) else ():
+        if claim.runs <= _trained(found.runs, profile):
+            hardly = sorted(claim.runs - _trained(judged.runs, profile))
+            if hardly:
+                return "hardly learned: " + ", ".join(" ".join(pair) for pair in hardly)
             return "some of its trainings or layers are missing"
     return "no runs at one profile for all of it"
 

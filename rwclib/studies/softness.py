@@ -95,15 +95,21 @@ def choose_birds(images: data.ImageSet) -> np.ndarray:
 
 
 def birds() -> np.ndarray:
-    """The birds that `choose_birds` chose: (17, 3, 32, 32) float32 in [0, 1]."""
-    return np.load(Path(__file__).with_name("softness_birds.npy")).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    """The birds that `choose_birds` chose: (17, 3, 32, 32) float64 in [0, 1]."""
+    return np.load(Path(__file__).with_name("softness_birds.npy")).transpose(0, 3, 1, 2) / 255
+
+
+def noise(seed: int) -> np.ndarray:
+    """Random black and white: (3, 32, 32) float64, 0 or 1."""
+    return np.random.default_rng(seed).integers(0, 2, (32, 32)).astype(np.float64)[None].repeat(3, 0)
+
+
+PRINTED = {"bird": 1, "static": 0}  # the figures' bird of `birds`, and seed of `noise`
 
 
 def picture(name: str) -> np.ndarray:
-    """`bird`, or `static`, random black and white (seed 0): (3, 32, 32) float32 in [0, 1]."""
-    if name == "static":
-        return np.random.default_rng(0).integers(0, 2, (32, 32)).astype(np.float32)[None].repeat(3, 0)
-    return birds()[1]
+    """`bird` or `static`, as the figures show them: (3, 32, 32) float64 in [0, 1]."""
+    return noise(PRINTED[name]) if name == "static" else birds()[PRINTED[name]]
 
 
 def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.ndarray, rim: bool = True) -> np.ndarray:
@@ -119,6 +125,7 @@ def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.nda
         image: (3, height, width), both even.
         rim: as in `rwclib.softness.responses`, of the layer's own filters.
     """
+    filters = {name: weights.astype(np.float64) for name, weights in filters.items()}
     if filters["conv1"].shape[1] == 1:  # a network for grey images
         image = image.mean(0, keepdims=True)
     if way == "image" and layer == "conv1":
@@ -157,19 +164,20 @@ def only(found: archive.Tables, profile: str, dataset: str | None = None) -> arc
     return archive.Tables(part(found.runs), part(found.layers), part(found.epochs), extra, found.arrays)
 
 
-def judged(found: archive.Tables) -> str | None:
-    """The most telling profile with CIFAR-10 sessions of `LATE` iterations and more than one of most lengths; None without."""
-    for name in reversed(profiles(found)):
+def judgeable(found: archive.Tables) -> list[str]:
+    """The profiles with CIFAR-10 sessions of `LATE` iterations and more than one of most lengths, the most telling last."""
+    names = []
+    for name in profiles(found):
         lengths = only(found, name, DATASETS[0]).runs["iterations"]
         if len(lengths) and lengths.max() >= LATE and len(lengths) > 1.5 * lengths.nunique() and lengths.nunique() > 3:
-            return name
-    return None
+            names.append(name)
+    return names
 
 
 def best(found: archive.Tables) -> archive.Tables:
     """The sessions to show: those on which the claims are judged, else of the most telling profile there is."""
-    names = profiles(found)
-    return only(found, judged(found) or names[-1]) if names else found
+    names = judgeable(found) or profiles(found)
+    return only(found, names[-1]) if names else found
 
 
 def counts(found: archive.Tables) -> pd.DataFrame:
@@ -184,6 +192,18 @@ def caption(found: archive.Tables) -> str:
     return (
         f"{data.get(run['dataset']).title}, profile {run['profile']} ({len(found.runs)} sessions), batches of "
         f"{run['batch_size']} of {run['images']:,} images, {run['precision']}\ndata copy: {notes}"
+    )
+
+
+def r_squared_caption(found: archive.Tables, table: pd.DataFrame) -> str:
+    """`caption`, with which bird the bars of `plotting_filters.fit_bars` are, and how its power law ranks among all birds'."""
+    power = table[(table["model"] == "power") & (table["image"] == "bird")]
+    rank = power.groupby("panel", sort=False)["r2"].rank(ascending=False)[power["printed"]]
+    places = "; ".join(f"{panel}: {place:.0f}" for panel, place in zip(power.loc[rank.index, "panel"], rank, strict=True))
+    count = power["picture"].nunique()
+    return (
+        f"bars: the second softest of {count} birds (softer than 15 of 16 in the test set), and one static image; dots: all "
+        f"pictures, birds from soft to hard\nplace of this bird among the {count} by R² of the power model: {places}\n{caption(found)}"
     )
 
 

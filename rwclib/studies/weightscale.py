@@ -24,6 +24,7 @@ from rwclib.studies.base import best
 STUDY = "weightscale"
 DATASETS = ("cifar10", "cifar100", "svhn")
 SEEDS = (0, 42)
+EPOCHS, DEPTHWISE = 25, 32  # published, and in EfficientNet-B4: of width 64, below it the depth is EfficientNet-B0's
 RESNETS = ("resnet50", "resnet34")
 
 # Table 2 of the paper: train top-1, train top-5, test top-1, test top-5 (percent).
@@ -250,9 +251,21 @@ def caption(found: archive.Tables, models: Sequence[str], dataset: str) -> str:
         "cleaned as in the paper (infinities filled, outliers replaced by the layer's mean); clusters of the first seed"
     ]
     for model in models:
-        size, _, copy = base.caption(found, model, dataset).replace("; band: range over seeds", "").partition("\n")
-        lines.append(f"{MODELS[model]['title']}: {size.removeprefix('profile ')}")
+        epochs = best(found.runs, model, dataset)["epochs"].max()
+        size, learned, copy = base.caption(found, model, dataset, _length(epochs)).split("\n")
+        depth, learned = _depth(best(found.layers, model, dataset)), learned.removesuffix("; band: range over seeds")
+        lines.append(f"{MODELS[model]['title']}{depth}, {size}; {learned}")
     return "\n".join([*lines, copy])
+
+
+def _length(epochs: float) -> str:
+    return f"{epochs:.0f} epoch{'s' if epochs > 1 else ''} (published: {EPOCHS})"
+
+
+def _depth(layers: pd.DataFrame) -> str:
+    """In words, that an EfficientNet is not as deep as the published."""
+    count = layers.loc[layers["group"] == "DW", "layer"].nunique()
+    return f", half as deep ({count} of {DEPTHWISE} depthwise layers)" if 0 < count < DEPTHWISE else ""
 
 
 def scree_table(found: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
@@ -346,8 +359,8 @@ def resolution_table(pair: archive.Tables) -> pd.DataFrame:
         pair: as `prepare_pair` gives them.
 
     Returns:
-        profile, layer, stage, then per size `<size> px` (mean Eq. 1 over the epochs after the first). Empty if no profile has
-        both runs.
+        profile, layer, stage, then per size `<size> px` (median Eq. 1 over the epochs after the first). Empty if no profile
+        has both runs.
     """
     rows = pair.layers[(pair.layers["epoch"] > 1) & (pair.layers["group"] == "DW")]
     whole = rows.groupby("profile")["hash"].nunique() == 2
@@ -356,10 +369,25 @@ def resolution_table(pair: archive.Tables) -> pd.DataFrame:
         return pd.DataFrame()
     rows = rows[rows["profile"] == profiles[-1]]
     size = rows["hash"].map(pair.runs.drop_duplicates("hash").set_index("hash")["image_size"])
-    wide = rows.assign(size=size).pivot_table("rwc", ["profile", "depth", "layer"], "size").droplevel("depth")
+    wide = rows.assign(size=size).pivot_table("rwc", ["profile", "depth", "layer"], "size", "median").droplevel("depth")
     wide = wide.rename(columns="{} px".format).reset_index()
     wide.insert(2, "stage", wide["layer"].str.split(".").str[1].astype(int))
     return wide.rename_axis(columns=None)
+
+
+def resolution_caption(pair: archive.Tables, table: pd.DataFrame) -> str:
+    """What `resolution_table` shows, the size of its two runs beside the published, and how far they have learned."""
+    runs, layers, last = (
+        of[of["profile"] == table["profile"].iloc[0]]
+        for of in (pair.runs.sort_values("image_size"), pair.layers, archive.last_epochs(pair.epochs))
+    )
+    run, tops = runs.iloc[0], last.set_index("hash")["train_top1"]
+    words = ", ".join(f"{tops[of.hash]:.0f}% ({of.image_size} px)" for of in runs.itertuples())
+    return (
+        f"{data.get(run['dataset']).title}, EfficientNet-B4{_depth(layers)}, profile {run['profile']}: {base.size(runs)}, "
+        f"{_length(run['epochs'])}, {run['precision']}, seed {run['seed']}; medians over the epochs after the first; "
+        f"{base.progress(last, words)}\ndata copy: {run['data_note']}"
+    )
 
 
 def accuracy_table(epochs: pd.DataFrame, models: Sequence[str] | None = None) -> pd.DataFrame:

@@ -1,138 +1,149 @@
-"""The eight claims of study 2, and their scorecard.
+"""The eight claims of study 2, and how their values are had from its tables.
 
-W7 needs the layers of outlier clusters and those around them. Of each run they are added to the tables as groups of
-their own: `spiking`, the layers in clusters of at most an eighth of the layers (elementwise curves, the published k) that
-move more than the average layer; and `surrounding`, other layers at most three places away. Chosen by the elementwise
-definition, they all but meet the claim under it; Eq. 1 is the test.
+W7 is about the layers of outlier clusters: `spiking`, in clusters of at most an eighth of the layers (elementwise curves,
+the published k) and moving more than the average layer. Since the elementwise definition chooses them, it all but meets the claim
+by itself; only Eq. 1 tests it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from rwclib import archive, claims
-from rwclib.claims import Claim
-from rwclib.comparisons import Accuracy, Comparison, Group
-from rwclib.config import PROFILES
+from rwclib.claims import DEFINITIONS, SHARE_MARGIN, Cell, Claim, Comparison, level, ratio, similar
+from rwclib.clustering import cluster
 from rwclib.studies import base, scoring, weightscale
 
-_EFFICIENTNET = "efficientnet_b4"
-_OUTLIERS, _AROUND = 1 / 8, 3
+_NET = "efficientnet_b4"
+_OUTLIERS = 1 / 8  # of the layers, at most, in an outlier cluster
+TOGETHER = 0.9  # share of two blocks' layers in one cluster, at least, to be "part of the same cluster"
+MUCH_MORE = float(np.log(1.5))
 
 
-def _higher(model: str, dataset: str, a: tuple[str, str], *others: tuple[str, str]) -> tuple[Comparison, ...]:
-    """(group, third) `a` above each of `others`."""
-    return tuple(Comparison(Group(model, dataset, *a), Group(model, dataset, *b)) for b in others)
+def _depth(dataset: str, **limits: float) -> tuple[Comparison, ...]:
+    """The rank correlation of depth and change of both ResNets."""
+    return tuple(
+        level(Cell(model, dataset, "all", "depth"), f"{model} {dataset}: Spearman of depth and change", margin=SHARE_MARGIN, **limits)
+        for model in weightscale.RESNETS
+    )  # fmt: skip
 
 
-_FIRST, _LAST = ("block1", ""), ("block4", "")
+def _above(dataset: str, higher: str, *lower: str, **limits: float) -> tuple[Comparison, ...]:
+    """One set of EfficientNet's layers above each of others of the same primitive."""
+    quantity = "DW ends" if "two" in lower[0] else higher.split()[-1]
+    return tuple(ratio(Cell(_NET, dataset, higher, quantity), Cell(_NET, dataset, other, quantity), **limits) for other in lower)  # fmt: skip
+
 
 CLAIMS = (
-    Claim(
-        "W1", "ResNet, CIFAR-10: later layers change less than earlier ones (block4 < block1)",
-        tuple(part for model in weightscale.RESNETS for part in _higher(model, "cifar10", _FIRST, _LAST)),
-    ),
-    Claim(
-        "W2", "ResNet: CIFAR-10's order is turned round on CIFAR-100, where change rises with depth",
-        tuple(
-            part
-            for model in weightscale.RESNETS
-            for part in (*_higher(model, "cifar10", _FIRST, _LAST), *_higher(model, "cifar100", _LAST, _FIRST))
-        ),
-    ),
-    Claim(
-        "W3", "ResNet, SVHN: blocks 3 and 4 change alike (ratio 0.9 to 1.1)",
-        tuple(Comparison(Group(model, "svhn", "block4"), Group(model, "svhn", "block3"), 0.9, 1.1) for model in weightscale.RESNETS),
-    ),
-    Claim(
-        "W4", "EfficientNet-B4, CIFAR-10, depthwise: the late third changes least",
-        tuple(p for third in ("early", "middle") for p in _higher(_EFFICIENTNET, "cifar10", ("DW", third), ("DW", "late"))),
-    ),
-    Claim(
-        "W5", "EfficientNet-B4, CIFAR-100, pointwise: the late third changes most",
-        _higher(_EFFICIENTNET, "cifar100", ("PW", "late"), ("PW", "early"), ("PW", "middle")),
-    ),
-    Claim(
-        "W6", "EfficientNet-B4, SVHN, depthwise: the late third changes least",
-        tuple(p for third in ("early", "middle") for p in _higher(_EFFICIENTNET, "svhn", ("DW", third), ("DW", "late"))),
-    ),
-    Claim(
-        "W7", "ResNet: layers of outlier clusters change more than those around them",
-        tuple(
-            part
-            for model in weightscale.RESNETS
-            for dataset in ("cifar10", "cifar100")
-            for part in _higher(model, dataset, ("spiking", ""), ("surrounding", ""))
-        ),
-    ),
-    Claim(
-        "W8", "The four accuracies of each network and data set within 2 points (judged at the published size alone)",
-        tuple(
-            Accuracy(model, dataset, published, kind=kind)
-            for model, settings in weightscale.MODELS.items()
-            for dataset, values in settings["accuracy"].items()
-            for kind, published in zip(base.ACCURACIES, values, strict=True)
-        ),
-        profile="paper",
-    ),
+    Claim("W1", "ResNet, CIFAR-10: change falls with depth (Spearman over the layers)", _depth("cifar10", low=-2.0, high=0.0)),
+    Claim("W2", "ResNet: change falls with depth on CIFAR-10 and rises on CIFAR-100",
+          (*_depth("cifar10", low=-2.0, high=0.0), *_depth("cifar100", low=0.0, high=2.0))),
+    Claim("W3", f"ResNet, SVHN: blocks 3 and 4 in one cluster ({TOGETHER:.0%} or more of their layers), changing alike (within 10%)",
+          tuple(part for model in weightscale.RESNETS for part in (
+              level(Cell(model, "svhn", "all", "cluster"), f"{model} svhn: share in one cluster", TOGETHER, 2.0),
+              similar(Cell(model, "svhn", "block4"), Cell(model, "svhn", "block3"))))),
+    Claim("W4", "EfficientNet-B4, CIFAR-10, depthwise: the late third changes least",
+          tuple(part for third in ("early", "middle") for part in _above("cifar10", f"{third} DW", "late DW"))),
+    Claim("W5", "EfficientNet-B4, CIFAR-100, pointwise: the late third changes much more than the early one (1.5 times or more)",
+          _above("cifar100", "late PW", "early PW", low=MUCH_MORE, margin=None)),
+    Claim("W6", "EfficientNet-B4, SVHN, depthwise: the last two layers change less than the others", _above("svhn", "other DW", "last two DW")),
+    Claim("W7", "ResNet: layers of outlier clusters spike (their peak over their median is above the other layers')",
+          tuple(ratio(Cell(model, dataset, "spiking", "peak"), Cell(model, dataset, "other", "peak"),
+                      f"{model} {dataset}: peak over median, spiking / other")
+                for model in weightscale.RESNETS for dataset in ("cifar10", "cifar100"))),
+    Claim("W8", "The four accuracies of each network and data set within 2 points (judged at the published size alone)",
+          tuple(level(Cell(model, dataset, kind, "accuracy"), f"{model} {dataset}: {kind.replace('_top', ' top-')} - published", -2.0, 2.0, unit="points")
+                for model, settings in weightscale.MODELS.items() for dataset in settings["accuracy"] for kind in base.ACCURACIES),
+          ("-",), profile="paper"),
 )  # fmt: skip
 
 
-def spiking(layers: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `spiking` and `surrounding` layers of the ResNet runs in a tidy table, under these names as groups."""
-    parts = [layers.iloc[:0]]
-    keys = ["profile", "model", "dataset", "seed"]
-    for (_, model, dataset, _), run in layers.groupby(keys, sort=False):
-        if model not in weightscale.RESNETS:
-            continue
-        of = weightscale.panel(run, dataset, "all", "rwc_elementwise")
-        means, small = of.curves.mean(axis=1).to_numpy(), np.bincount(of.labels) <= _OUTLIERS * len(of.labels)
-        spikes = small[of.labels] & (means > means.mean())
-        near = np.convolve(spikes, np.ones(2 * _AROUND + 1), "same") > 0
-        for name, chosen in (("spiking", spikes), ("surrounding", near & ~spikes)):
-            parts.append(run[run["layer"].isin(of.curves.index[chosen])].assign(group=name))
-    return pd.concat(parts, ignore_index=True)
+def spiking(run: pd.DataFrame, dataset: str) -> tuple[list[str], list[str]]:
+    """The layers of a run's outlier clusters, and all others that are clustered."""
+    of = weightscale.panel(run, dataset, "all", "rwc_elementwise")
+    means, small = of.curves.mean(axis=1).to_numpy(), np.bincount(of.labels) <= _OUTLIERS * len(of.labels)
+    spikes = small[of.labels] & (means > means.mean())
+    return list(of.curves.index[spikes]), list(of.curves.index[~spikes])
 
 
-def _with_spiking(found: archive.Tables) -> archive.Tables:
-    layers = pd.concat([found.layers, spiking(found.layers)], ignore_index=True) if len(found.layers) else found.layers
-    return archive.Tables(found.runs, layers, found.epochs)
+def _of_resnet(run: pd.DataFrame, late: pd.DataFrame, dataset: str, metric: str) -> Iterator[tuple[str, str, float]]:
+    """Quantity, group and value of one ResNet run; `late` are its rows after the first epoch."""
+    for group, values in late.groupby("group")[metric]:
+        if group.startswith("block"):
+            yield "change", group, np.log(values.median())
+    medians = late.groupby(["depth", "layer"])[metric].median().droplevel("layer")
+    yield "depth", "all", float(spearmanr(medians.index, medians).statistic)
+    curves = late.pivot(index="layer", columns="epoch", values=metric)
+    peaks = curves.max(axis=1) / curves.median(axis=1)
+    for group, layers in zip(("spiking", "other"), spiking(run, dataset), strict=True):
+        if layers:
+            yield "peak", group, np.log(peaks[layers].median())
+    if dataset == "svhn":
+        clean = weightscale.curves(run, "all", metric)
+        labels = cluster(clean.to_numpy(), 3, n_init=50).labels
+        block = run.drop_duplicates("layer").set_index("layer")["group"].loc[clean.index]
+        yield "cluster", "all", np.bincount(labels[block.isin(["block3", "block4"])]).max() / block.isin(["block3", "block4"]).sum()
+
+
+def _of_efficientnet(late: pd.DataFrame, metric: str) -> Iterator[tuple[str, str, float]]:
+    """Quantity, group and value of one EfficientNet run: thirds by depth, and the last two depthwise layers."""
+    for primitive in ("DW", "PW"):
+        rows = late[late["group"] == primitive]
+        depths = np.sort(rows["depth"].unique())
+        sets = {(primitive, f"{third} {primitive}"): part for third, part in zip(("early", "middle", "late"), np.array_split(depths, 3), strict=True)}
+        if primitive == "DW":
+            sets |= {("DW ends", "other DW"): depths[:-2], ("DW ends", "last two DW"): depths[-2:]}
+        for (quantity, group), part in sets.items():
+            yield quantity, group, np.log(rows.loc[rows["depth"].isin(part), metric].median())
+
+
+def values(found: archive.Tables) -> pd.DataFrame:
+    """What each run says under both definitions, and its accuracies less the published; as `rwclib.claims.details` wants it."""
+    rows = []
+    for (profile, model, dataset, seed), run in found.layers.groupby(["profile", "model", "dataset", "seed"], sort=False):
+        late = run[run["epoch"] > 1]
+        for metric, definition in DEFINITIONS.items():
+            if metric in run:  # the released arrays have one definition
+                each = _of_resnet(run, late, dataset, metric) if model in weightscale.RESNETS else _of_efficientnet(late, metric)
+                rows += [(profile, definition, model, quantity, dataset, group, seed, value) for quantity, group, value in each]
+    for row in archive.last_epochs(found.epochs).to_dict("records") if len(found.epochs) else ():
+        published = weightscale.MODELS[row["model"]]["accuracy"].get(row["dataset"], (np.nan,) * 4)
+        rows += [(row["profile"], "-", row["model"], "accuracy", row["dataset"], kind, row["seed"], row[kind] - value)
+                 for kind, value in zip(base.ACCURACIES, published, strict=True)]  # fmt: skip
+    return pd.DataFrame(rows, columns=claims.VALUES)
 
 
 def details(found: archive.Tables, models: Sequence[str] = tuple(weightscale.MODELS)) -> pd.DataFrame:
     """Every comparison of the claims, as far as they speak of `models` alone; as `scoring.details`."""
-    return scoring.details(_with_spiking(found), claims.about(CLAIMS, models))
+    return scoring.details(found, claims.about(CLAIMS, models), values)
 
 
-def verdicts(
-    found: archive.Tables,
-    models: Sequence[str] = tuple(weightscale.MODELS),
-    metrics: Mapping[str, str] = claims.DEFINITIONS,
-) -> pd.DataFrame:
+def verdicts(found: archive.Tables, models: Sequence[str] = tuple(weightscale.MODELS)) -> pd.DataFrame:
     """The scorecard of these tables, as `scoring.verdicts`."""
-    return scoring.verdicts(_with_spiking(found), claims.about(CLAIMS, models), metrics)
+    return scoring.verdicts(found, claims.about(CLAIMS, models), details(found, models))
 
 
 def released(layers: pd.DataFrame) -> pd.DataFrame:
-    """The claims judged on the released arrays themselves: claim, comparison, effect, low, high, verdict.
+    """The claims judged on the released arrays: claim, comparison, effect, verdict.
+
+    The paper's sentences are about these very runs, so that there is nothing to generalise from and no interval.
 
     Args:
-        layers: of one or several arrays, as `weightscale_release.tidy` gives them; elementwise values, one seed, so that
-            intervals are over layers.
+        layers: of one or several arrays, as `weightscale_release.tidy` gives them.
     """
-    layers = pd.concat([layers, spiking(layers)], ignore_index=True)
-    about = [claim for claim in claims.about(CLAIMS, ["resnet34", _EFFICIENTNET]) if claim.profile is None]
+    none = pd.DataFrame()
     here = set(layers[["model", "dataset"]].itertuples(index=False, name=None))
-    about = [claim for claim in about if claim.runs <= here]
-    names = {"rwc_elementwise": "elementwise"}
-    table = claims.details(layers, pd.DataFrame(columns=["profile"]), about, [*PROFILES, "released"], names)
-    return table[["claim", "comparison", "effect", "low", "high", "verdict"]]
+    about = [claim for claim in claims.about(CLAIMS, ["resnet34", _NET]) if claim.profile is None and claim.runs <= here]
+    about = scoring.under(about, {"": "elementwise"})
+    table = claims.details(values(archive.Tables(none, layers, none)), about, ["released"], {"released": claims.NO_SPREAD})
+    return table[["claim", "comparison", "effect", "verdict"]]
 
 
 def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
-    """The claims under both definitions on the archive's runs of one profile, or of the `best` that has all of a claim's."""
-    return verdicts(weightscale.tables(results, profile))
+    """The claims under both definitions on the archive's runs, at one profile or at each that can judge them (`best`)."""
+    return scoring.of_profile(verdicts(weightscale.tables(results)), profile)

@@ -1,0 +1,433 @@
+"""The effect of every claim, computed a second time from the archived files alone.
+
+This script shares no code with the package: it reads run.json, the Parquet tables and the arrays under data/results and
+works each effect out from its definition, in float64, with numpy, scipy and scikit-learn. That both find the same is
+evidence that the scorecards' arithmetic is right; whether a claim holds, it does not say.
+
+    python benchmarks/recompute.py [--results data/results] [--json FILE]
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage, stats
+from sklearn.cluster import KMeans
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BIRDS = REPOSITORY / "rwclib" / "studies" / "softness_birds.npy"  # pictures, not code
+CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "svhn": 10}
+RWC_COLUMNS = {"Eq. 1": "rwc", "elementwise": "rwc_elementwise"}
+CHANGED = {"at all": "changed", "by 0.1%": "changed_1e3", "by 1%": "changed_1e2"}
+
+# Study 1: claim, network, data sets: groups "a / b"; or claim, network, groups: data sets "a / b".
+RATIOS = """
+L1 resnet18 cifar10: block2 / block1, block3 / block2
+L2 resnet18 cifar10: block4 / block3
+L3 resnet18 cifar100: block2 / block1, block3 / block2, block4 / block3
+L4 resnet18 mnist: block3 / block1, block3 / block2, block3 / block4, block4 / block1, block4 / block2
+L5 resnet18 fashion_mnist: block3 / block1, block3 / block2, block3 / block4
+L6 resnet18 block1 block2 block3 block4: fashion_mnist / mnist
+L6 vgg19_bn early middle late: fashion_mnist / mnist
+L7 vgg19_bn cifar10: middle / early, middle / late, late / early
+L8 vgg19_bn early middle late: cifar100 / cifar10
+L9 vgg19_bn cifar100: middle / early, late / early
+L10 vgg19_bn mnist fashion_mnist: middle / early, early / late
+L11 alexnet cifar10: middle / early, middle / late
+L12 alexnet cifar100: middle / early, late / middle
+L13 alexnet mnist fashion_mnist: middle / early, late / middle
+L14 resnet18 cifar10 cifar100 mnist fashion_mnist: block4 / block1
+L14 vgg19_bn cifar10 cifar100 mnist fashion_mnist: late / early
+L14 alexnet cifar10 cifar100 mnist fashion_mnist: late / early
+L15 resnet18 cifar100: block4 / block1, block4 / block2, block4 / block3
+L15 vgg19_bn cifar100: late / early, late / middle
+L15 alexnet cifar100: late / early, late / middle
+L17 resnet18 cifar10 mnist: block3 / block4
+L17 vgg19_bn cifar10 mnist: middle / late
+L17 alexnet cifar10 mnist: middle / late
+"""
+GAPS = (  # |ln ratio| on the first data set less that on the second
+    ("L2", "resnet18", "block4 / block3", "cifar100", "cifar10"),
+    ("L9", "vgg19_bn", "late / middle", "cifar10", "cifar100"),
+)
+DESIGN = {1: 3, 2000: 3, 10_000: 2, 30_000: 2, 50_000: 1}  # study 4: iterations, sessions
+EARLY, LATE = 2000, 30_000
+SOFT_SHARE = 0.1
+READINGS = {"through layer 1": "through", "on the image": "image"}
+LAYERS = ("conv1", "conv2")
+LINES = ("linear", "exponential", "power")
+SAME_LIMIT = 2 * max(0.27 / 120.3, 1.3 / 23.43, 1.38 / 171.79)  # D5: twice the slides' largest distance / norm
+
+
+def read_runs(results: Path, study: str) -> pd.DataFrame:
+    """Finished runs: the settings, `folder`, `hash`, and `learned` by the training accuracy at the end."""
+    rows = []
+    for file in sorted((results / study).glob("*/run.json")):
+        record = json.loads(file.read_text())
+        if record["status"] == "done":
+            guess = 100 / CLASSES[record["config"]["dataset"]]
+            top1 = pd.read_parquet(file.parent / "epochs.parquet").sort_values("epoch")["train_top1"].iloc[-1]
+            found = {"folder": file.parent, "hash": file.parent.name[-12:], "top1": top1}
+            rows.append({**record["config"], **found, "learned": (top1 - guess) / (100 - guess) >= 0.25})
+    return pd.DataFrame(rows)
+
+
+def read_layers(runs: pd.DataFrame) -> pd.DataFrame:
+    """The layers of all these runs, with model, dataset and seed, of which no two runs may be the same."""
+    if runs.duplicated(["model", "dataset", "seed"]).any():
+        raise ValueError("two runs of one network, data set and seed")
+    return pd.concat(
+        pd.read_parquet(run.folder / "layers.parquet").assign(model=run.model, dataset=run.dataset, seed=run.seed)
+        for run in runs.itertuples()
+    )
+
+
+def log_medians(layers: pd.DataFrame, column: str) -> pd.DataFrame:
+    """ln of the median of all rows: one row per (model, dataset, group), one column per seed."""
+    median = layers.groupby(["model", "dataset", "group", "seed"])[column].agg(np.nanmedian)
+    return np.log(median).unstack("seed")
+
+
+def log_ratio(cells: pd.DataFrame, model: str, where: str, ratio: str) -> float:
+    """ln of "a / b": two groups on the data set `where`, of the seeds that have both, or the group `where` on two data
+    sets, each of its own seeds. NaN without such a seed."""
+    within = where in CLASSES
+    a, b = ((model, where, part) if within else (model, part, where) for part in ratio.split(" / "))
+    if a not in cells.index or b not in cells.index:
+        return np.nan
+    both = cells.loc[[a, b]].dropna(axis=1) if within else cells
+    return both.loc[a].mean() - both.loc[b].mean()
+
+
+def layerwise_ratios(cells: pd.DataFrame) -> list[tuple]:
+    """(claim, comparison, ln ratio) of one profile and definition; NaN where there is no run."""
+    found = []
+    for line in RATIOS.strip().splitlines():
+        of, ratios = line.split(": ")
+        claim, model, *places = of.split()
+        for where, ratio in itertools.product(places, ratios.split(", ")):
+            found.append((claim, f"{model} {where}: {ratio}", log_ratio(cells, model, where, ratio)))
+    for claim in ("L6", "L14"):  # NaN if any cell is
+        found.append((claim, "mean of the cells", np.mean([value for name, _, value in found if name == claim])))
+    for claim, model, ratio, first, second in GAPS:
+        gap = abs(log_ratio(cells, model, first, ratio)) - abs(log_ratio(cells, model, second, ratio))
+        found.append((claim, f"{model}: |{ratio}| on {first} over {second}", gap))
+    return found
+
+
+def layerwise(results: Path) -> list[tuple]:
+    """Study 1: (claim, definition, profile, comparison, effect)."""
+    runs = read_runs(results, "layerwise")
+    runs = runs.assign(profile=runs["n_train"].map({2048: "quick", 10_000: "reduced"}))
+    rows = []
+    for profile, of in runs[runs["learned"]].groupby("profile"):
+        layers = read_layers(of)
+        last = np.where(layers["dataset"].isin(["cifar10", "cifar100"]), 150, 20)
+        layers = layers[(layers["epoch"] >= 2) & (layers["epoch"] <= last)]
+        for definition, column in RWC_COLUMNS.items():
+            found = layerwise_ratios(log_medians(layers, column))
+            rows += [(claim, definition, profile, label, np.exp(value)) for claim, label, value in found]
+    return rows
+
+
+def cleaned(curves: np.ndarray) -> np.ndarray:
+    """Curves (layers, epochs): what is not finite becomes sum / epochs, then outliers over 2 std become the mean."""
+    finite = np.isfinite(curves)
+    filled = np.where(finite, curves, 0)
+    filled = np.where(finite, curves, filled.sum(1, keepdims=True) / curves.shape[1])
+    mean, std = filled.mean(1, keepdims=True), filled.std(1, keepdims=True)
+    return np.where(abs(filled - mean) > 2 * std, mean, filled)
+
+
+def clusters(curves: np.ndarray, k: int) -> np.ndarray:
+    """Each curve's cluster, of `k` or, of fewer distinct curves, as many as these."""
+    k = min(k, len(np.unique(curves, axis=0)))
+    return KMeans(k, init="k-means++", n_init=50, max_iter=300, random_state=0).fit_predict(curves)
+
+
+def named_efficientnet_groups(layers: pd.DataFrame) -> pd.DataFrame:
+    """Rows of DW and PW layers of one run once more, under the names of the parts that the claims speak of."""
+    parts = []
+    for kind in ("DW", "PW"):
+        of = layers[layers["group"] == kind]
+        depths = np.sort(of["depth"].unique())
+        named = dict(zip(("early", "middle", "late"), np.array_split(depths, 3), strict=True))
+        named |= {"last two": depths[-2:], "other": depths[:-2]}
+        parts += [of[of["depth"].isin(which)].assign(group=f"{name} {kind}") for name, which in named.items()]
+    return pd.concat(parts)
+
+
+def share_in_one_cluster(layers: pd.DataFrame, column: str) -> float:
+    """Of the layers of block3 and block4 of one run, the largest share in one of 3 clusters."""
+    curves = layers.pivot(index="depth", columns="epoch", values=column).sort_index().iloc[1:-1]
+    group = layers.groupby("depth")["group"].first().loc[curves.index]
+    labels = clusters(cleaned(curves.to_numpy()), 3)[group.isin(["block3", "block4"])]
+    return np.bincount(labels).max() / len(labels)
+
+
+def spiking_over_other(layers: pd.DataFrame, column: str) -> float:
+    """ln of the spiking layers' median peak over median, less that of the others; NaN without a spiking layer."""
+    curves = layers.pivot(index="depth", columns="epoch", values="rwc_elementwise").sort_index().iloc[1:-1]
+    smooth = cleaned(curves.to_numpy())
+    labels, means = clusters(smooth, 4), smooth.mean(1)
+    spiking = (np.bincount(labels)[labels] <= len(labels) / 8) & (means > means.mean())
+    later = layers[layers["epoch"] >= 2].groupby("depth")[column]
+    peaks = (later.max() / later.agg(np.nanmedian)).loc[curves.index].to_numpy()
+    if not spiking.any():
+        return np.nan
+    return np.log(np.nanmedian(peaks[spiking])) - np.log(np.nanmedian(peaks[~spiking]))
+
+
+def weightscale_effects(model: str, dataset: str, layers: pd.DataFrame, column: str) -> list[tuple]:
+    """(claim, comparison, effect) of one network and data set."""
+    tables = [table for _, table in layers.groupby("seed")]
+    if model == "efficientnet_b4":
+        layers = pd.concat([named_efficientnet_groups(table) for table in tables])
+    cells = log_medians(layers[layers["epoch"] >= 2], column)
+    ratios = {
+        ("efficientnet_b4", "cifar10"): [("W4", "early DW / late DW"), ("W4", "middle DW / late DW")],
+        ("efficientnet_b4", "cifar100"): [("W5", "late PW / early PW")],
+        ("efficientnet_b4", "svhn"): [("W6", "other DW / last two DW")],
+    }.get((model, dataset), [("W3", "block4 / block3")] if dataset == "svhn" else [])
+    found = [(claim, ratio, np.exp(log_ratio(cells, model, dataset, ratio))) for claim, ratio in ratios]
+    if model == "efficientnet_b4":
+        return found
+    if dataset == "svhn":
+        share = np.mean([share_in_one_cluster(table, column) for table in tables])
+        return [*found, ("W3", "share in one cluster", share)]
+    medians = [table[table["epoch"] >= 2].groupby("depth")[column].agg(np.nanmedian) for table in tables]
+    rank = np.mean([stats.spearmanr(median.index, median)[0] for median in medians])
+    spikes = pd.Series([spiking_over_other(table, column) for table in tables])  # NaN: a seed without spikes
+    claims = ("W1", "W2") if dataset == "cifar10" else ("W2",)
+    found = [(claim, "Spearman of depth and change", rank) for claim in claims]
+    return [*found, ("W7", "peak over median, spiking / other", np.exp(spikes.mean()))]
+
+
+def weightscale(results: Path) -> list[tuple]:
+    """Study 2, as `layerwise`."""
+    quick = "n_train in (2048, 1536) and width == 8 and epochs == 25 and image_size == 32"
+    runs = read_runs(results, "weightscale").query(f"learned and {quick}")
+    rows = []
+    for (model, dataset), of in runs.groupby(["model", "dataset"]):
+        layers = read_layers(of)
+        for definition, column in RWC_COLUMNS.items():
+            for claim, label, effect in weightscale_effects(model, dataset, layers, column):
+                rows.append((claim, definition, "quick", f"{model} {dataset}: {label}", effect))
+    return rows
+
+
+def mean_of_positive_r(features: np.ndarray) -> float:
+    """Mean of the positive correlations between features (images, features) that vary."""
+    features = features.astype(np.float64)
+    r = np.corrcoef(features[:, np.ptp(features, 0) > 0], rowvar=False)
+    between = r[~np.eye(len(r), dtype=bool)]
+    return between[between > 0].mean()
+
+
+def read_dynamics(results: Path) -> pd.DataFrame:
+    """Judged runs with what they were at the end; of retrained runs, those whose parent learned."""
+    runs = read_runs(results, "dynamics")
+    scratch = runs["perturbation"] == "none"
+    judged = runs["hash"].where(scratch, runs["parent"]).isin(runs.loc[scratch & runs["learned"], "hash"])
+    runs = runs[judged & (runs["n_train"] == 1024) & (runs["epochs"] == np.where(scratch, 20, 10))]
+    rows = []
+    for run in runs.itertuples():
+        snapshots = pd.read_parquet(run.folder / "snapshots.parquet")
+        last = snapshots[snapshots["epoch"] == snapshots["epoch"].max()].set_index("tensor")
+        whole, tensors = last.loc["all"], last.drop("all")
+        end = pd.read_parquet(run.folder / "features.parquet").set_index("when").loc["end"]
+        row = {name: np.average(tensors[name], weights=tensors["size"]) for name in CHANGED.values()}
+        row |= {"moved": np.log(whole["distance_start"] / whole["norm_start"]), "mean r": end["correlation"]}
+        row |= {"apart": whole["distance_parent"] / whole["norm_parent"], "mean of positive r": np.nan}
+        row["back"] = float(row["apart"] <= SAME_LIMIT and end["paired"] >= 0.9)
+        if run.perturbation == "none" and (run.folder / "penultimate.npy").exists():
+            row["mean of positive r"] = mean_of_positive_r(np.load(run.folder / "penultimate.npy"))
+        rows.append(row)
+    runs = runs.assign(
+        init=runs["init"].str.split(":").str[0], optimizer=runs["optimizer"].map({"sgd": "SGD", "adam": "Adam"})
+    )
+    return runs.join(pd.DataFrame(rows, index=runs.index))
+
+
+def scratch_effects(scratch: pd.DataFrame) -> list[tuple]:
+    """D1 to D4, of trainings from scratch: (claim, definition, comparison, effect)."""
+    rows = []
+    for (model, dataset), of in scratch.groupby(["model", "dataset"]):
+        claim = {"resnet18": "D1", "lenet5 cifar10": "D2a", "vgg19 cifar10": "D2b"}
+        claim = claim.get(model) or claim.get(f"{model} {dataset}")
+        for ((init, optimizer), runs), definition in itertools.product(of.groupby(["init", "optimizer"]), CHANGED):
+            if claim:
+                label = f"{model} {dataset}: {init}, {optimizer}"
+                rows.append((claim, definition, label, runs[CHANGED[definition]].mean()))
+        adam, sgd = (of[of["optimizer"] == name].set_index(["init", "seed"]) for name in ("Adam", "SGD"))
+        pairs = adam.index.intersection(sgd.index)
+        adam, sgd = adam.loc[pairs], sgd.loc[pairs]
+        if model != "lenet5":
+            rows.append(("D3", "-", f"{model} {dataset}: Adam / SGD", np.exp((adam["moved"] - sgd["moved"]).mean())))
+        alike = (adam["top1"] - sgd["top1"]).abs() <= 10
+        for definition in ("mean of positive r", "mean r"):
+            effect = (adam[definition] - sgd[definition])[alike].mean()
+            rows.append(("D4", definition, f"{model} {dataset}: Adam - SGD", effect))
+    return rows
+
+
+def dynamics(results: Path) -> list[tuple]:
+    """Study 3, as `layerwise`."""
+    runs = read_dynamics(results)
+    rows = scratch_effects(runs[runs["perturbation"] == "none"])
+    for claim, perturbation, column, quantity in (
+        ("D5", "distort:1e-06", "back", "share that comes back"),
+        ("D6", "flip_sign", "apart", "distance / norm"),
+    ):
+        again = runs[runs["perturbation"] == perturbation]
+        cells = again.groupby(["model", "dataset", "optimizer"])[column].mean()
+        for (model, dataset, optimizer), value in cells.items():
+            rows.append((claim, "-", f"{model} {dataset}: {optimizer}, {quantity}", value))
+        if claim == "D5" and len(cells) == 18:
+            rows.append((claim, "-", "mean of the cells", cells.mean()))
+    return [(claim, definition, "quick", label, value) for claim, definition, label, value in rows]
+
+
+def filter_images(filters: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Images (n, channels, height, width) as each filter makes them, zeros around: (n, filters, height, width)."""
+    rim = [(0, 0), (0, 0), *((size // 2, size // 2) for size in filters.shape[-2:])]
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(images, rim), filters.shape[-2:], axis=(-2, -1))
+    return np.einsum("fcij,nchwij->nfhw", filters, windows, optimize=True)
+
+
+def image_scores(images: np.ndarray) -> np.ndarray:
+    """Mean standard deviation of the whole 3x3 windows of each image (..., height, width), scaled to [0, 1]."""
+    low, high = images.min((-2, -1), keepdims=True), images.max((-2, -1), keepdims=True)
+    scaled = (images - low) / np.where(high > low, high - low, 1)
+    return np.lib.stride_tricks.sliding_window_view(scaled, (3, 3), axis=(-2, -1)).std((-2, -1)).mean((-2, -1))
+
+
+def scores(filters: tuple, layer: str, way: str, images: np.ndarray) -> np.ndarray:
+    """Scores (n, filters) of what a layer's filters make of colour images: layer 2's of the image's grey, or of what
+    layer 1 hands on."""
+    conv1, conv2 = filters
+    if layer == "conv1":
+        return image_scores(filter_images(conv1, images))
+    if way == "image":
+        return image_scores(filter_images(conv2.mean(1, keepdims=True), images.mean(1, keepdims=True)))
+    first = np.maximum(filter_images(conv1, images), 0)
+    pooled = np.maximum(first[..., ::2, :], first[..., 1::2, :])
+    return image_scores(filter_images(conv2, np.maximum(pooled[..., ::2], pooled[..., 1::2])))
+
+
+def mean_morans_i(filters: np.ndarray) -> float:
+    """Mean over filters and channels of Moran's I, four neighbours weighing alike; constant ones left out."""
+    cross = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], float)
+    found = []
+    for image in filters.reshape(-1, *filters.shape[-2:]):
+        apart = image - image.mean()
+        weights = ndimage.correlate(np.ones_like(image), cross, mode="constant").sum()
+        products = (apart * ndimage.correlate(apart, cross, mode="constant")).sum()
+        if np.ptp(image) > 0:
+            found.append(image.size / weights * products / (apart**2).sum())
+    return float(np.mean(found))
+
+
+def read_sessions(results: Path) -> list[dict]:
+    """The sessions of the design: `length`, and by iteration both layers' filters in float64."""
+    lengths = [length for length, count in DESIGN.items() for _ in range(count)]
+    runs = read_runs(results, "softness")
+    runs = runs[runs["n_train"].isna()]
+    chosen = [run for run in runs.itertuples() if run.seed < len(lengths) and run.iterations == lengths[run.seed]]
+    sessions = []
+    for run in sorted(chosen, key=lambda run: run.seed):
+        recorded = np.load(run.folder / "filters_iterations.npy").tolist()
+        both = [np.load(run.folder / f"filters_{layer}.npy").astype(np.float64) for layer in LAYERS]
+        at = {iteration: tuple(layer[place] for layer in both) for place, iteration in enumerate(recorded)}
+        sessions.append({"length": run.iterations, "at": at})
+    return sessions
+
+
+def line_of(lengths: np.ndarray, scores: np.ndarray, model: str) -> tuple[float, float]:
+    """R^2 and two-sided p of the slope of the straight line that `model` makes."""
+    x = np.log(lengths) if model == "power" else lengths
+    line = stats.linregress(x, scores if model == "linear" else np.log(scores))
+    return line.rvalue**2, line.pvalue
+
+
+def later_than_early(sessions: list[dict], pictures: dict[str, np.ndarray]) -> list[tuple]:
+    """S1 to S3: the sessions of at least 30,000 iterations, then and after 2,000."""
+    long = [session["at"] for session in sessions if session["length"] >= LATE]
+    gain = np.mean([mean_morans_i(at[LATE][0]) - mean_morans_i(at[EARLY][0]) for at in long])
+    rows = [("S1", "-", "Moran's I, layer 1: 30,000 - 2,000 iterations", gain)]
+    for (definition, way), layer, name in itertools.product(READINGS.items(), LAYERS, pictures):
+        first = pictures[name][:1]
+        late, early = (np.array([scores(at[when], layer, way, first).sum() for at in long]) for when in (LATE, EARLY))
+        label = f"score, {layer} {name}: 30,000 / 2,000 iterations"
+        rows.append(("S2", definition, label, np.exp(np.mean(np.log(late) - np.log(early)))))
+    bird = "conv1", "image", pictures["bird"][:1]
+    limit = np.quantile([scores(session["at"][1], *bird) for session in sessions], SOFT_SHARE)
+    late, early = (np.array([(scores(at[when], *bird) < limit).sum() for at in long]) for when in (LATE, EARLY))
+    spread = late.std(ddof=1) / (late.mean() - early.mean())
+    return [*rows, ("S3", "-", "soft images, layer 1 bird: sessions' spread / gain", spread)]
+
+
+def lines_through_sessions(sessions: list[dict], pictures: dict[str, np.ndarray]) -> list[tuple]:
+    """S4 to S6: the three straight lines of score on iterations, over the sessions' ends."""
+    lengths = np.array([session["length"] for session in sessions], float)
+    ends = [session["at"][session["length"]] for session in sessions]
+    rows = []
+    for (definition, way), layer, name in itertools.product(READINGS.items(), LAYERS, pictures):
+        totals = np.array([scores(end, layer, way, pictures[name]).sum(1) for end in ends])
+        fits = {model: np.array([line_of(lengths, of, model) for of in totals.T]) for model in LINES}
+        r2 = {model: fit[:, 0] for model, fit in fits.items()}
+        for model in LINES:
+            claim, label = "S4" if (layer, model) == ("conv2", "power") else "S5", f"{layer} {model} {name}"
+            rows.append((claim, definition, f"R2, {label}", r2[model].mean()))
+            rows.append(("S6", definition, f"p, {label}", fits[model][0, 1]))
+            if layer == "conv1":
+                rows.append(("S6", definition, f"R2 of the single fit, {label}", r2[model][0]))
+        if layer == "conv2":
+            lead = r2["power"] - np.maximum(r2["linear"], r2["exponential"])
+            rows.append(("S4", definition, f"power's lead, {layer} {name}", lead.mean()))
+    return rows
+
+
+def softness(results: Path) -> list[tuple]:
+    """Study 4, as `layerwise`."""
+    sessions = read_sessions(results)
+    if len(sessions) != sum(DESIGN.values()):
+        return []
+    birds = np.load(BIRDS).transpose(0, 3, 1, 2) / 255
+    birds[[0, 1]] = birds[[1, 0]]  # the printed one first
+    noise = [np.random.default_rng(k).integers(0, 2, (32, 32)).astype(float) for k in range(12)]
+    pictures = {"bird": birds, "static": np.array(noise)[:, None].repeat(3, axis=1)}
+    rows = later_than_early(sessions, pictures) + lines_through_sessions(sessions, pictures)
+    return [(claim, definition, "reduced", label, value) for claim, definition, label, value in rows]
+
+
+def effects(results: Path) -> pd.DataFrame:
+    """claim, definition, profile, comparison, effect of all that there are runs for."""
+    rows = []
+    for study in (layerwise, weightscale, dynamics, softness):
+        if any((results / study.__name__).glob("*/run.json")):
+            rows += study(results)
+    table = pd.DataFrame(rows, columns=["claim", "definition", "profile", "comparison", "effect"])
+    table = table.dropna(subset="effect")  # not run
+    claims = sorted(table["claim"].unique(), key=lambda claim: ("LWDS".index(claim[0]), len(claim.rstrip("ab")), claim))
+    return table.sort_values("claim", key=lambda of: of.map(claims.index), kind="stable", ignore_index=True)
+
+
+def main() -> None:
+    """Print the table, or write it as JSON records."""
+    parser = argparse.ArgumentParser(description="Compute the effect of every claim from the archived files alone.")
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "data" / "results")
+    parser.add_argument("--json", type=Path, help="write records here instead of printing the table")
+    chosen = parser.parse_args()
+    table = effects(chosen.results)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(table.to_dict("records"), indent=1, ensure_ascii=False) + "\n")
+    else:
+        print(table.to_string())
+
+
+if __name__ == "__main__":
+    main()
