@@ -212,41 +212,38 @@ def interval(
         tables: (replicates, groups) values by (model, quantity, dataset).
         spreads: by (model, quantity).
     """
-    there = all(
-        cell.group in tables.get((cell.model, cell.quantity, cell.dataset), ())
-        and tables[cell.model, cell.quantity, cell.dataset][cell.group].notna().any()
-        for cell in part.cells
-    )
-    if not there:
+    values = {cell: _values(tables, cell) for cell in part.cells}
+    seeds = min((~np.isnan(x)).sum() if len(x) else 0 for x in values.values())
+    if not seeds:
         return None
-
-    def column(cell: Cell) -> pd.Series:
-        return tables[cell.model, cell.quantity, cell.dataset][cell.group]
-
-    seeds = min(int(column(cell).notna().sum()) for cell in part.cells)
     if part.unit == "spread":
-        sd = float(column(part.cells[0]).std())
+        sd = float(np.nanstd(values[part.cells[0]], ddof=1))
         return Interval(sd, np.nan, seeds - 1, seeds, chi2=True)
-    first, second = (sum(weight * column(cell).mean() for weight, cell in terms) for terms in (part.terms, part.less))
+    first, second = (sum(weight * np.nanmean(values[cell]) for weight, cell in each) for each in (part.terms, part.less))
     terms, effect = part.terms, first
     if part.less:
         effect = abs(first) - abs(second)
-        terms = [(np.sign(first) * w, cell) for w, cell in part.terms]
-        terms += [(-np.sign(second) * w, cell) for w, cell in part.less]
-    weights: dict[tuple, pd.DataFrame] = {}  # of every value, like the tables
+        terms = [(np.sign(first) * weight, cell) for weight, cell in part.terms]
+        terms += [(-np.sign(second) * weight, cell) for weight, cell in part.less]
+    weights: dict[tuple, np.ndarray] = {}  # of every value, by table
     for weight, cell in terms:
-        key = cell.model, cell.quantity, cell.dataset
-        w = weights.setdefault(key, tables[key] * 0.0)
-        w[cell.group] += weight / column(cell).count()
-    pieces = []  # variance and degrees of freedom of each mean square's share
-    for key, w in weights.items():
-        found, square = NO_SPREAD if part.exact else spreads.get(key[:2]), np.square(w.fillna(0)).to_numpy().sum()
-        whole = np.square(w.sum(axis=1)).sum() / w.shape[1]
-        if found is None:
+        key, present = (cell.model, cell.quantity, cell.dataset), ~np.isnan(values[cell])
+        of = weights.setdefault(key, np.zeros(tables[key].shape))
+        of[:, tables[key].columns.get_loc(cell.group)] += weight * present / present.sum()
+    pieces, known = [], NO_SPREAD
+    for key, of in weights.items():
+        known = NO_SPREAD if part.exact else spreads.get(key[:2])
+        if known is None:
             return Interval(float(effect), np.nan, np.nan, seeds)
-        pieces += [(found.within * max(square - whole, 0.0), found.within_df, key[:2], 0)]
-        pieces += [(found.runs * whole, found.runs_df, key[:2], 1)]
-    return _pooled(float(effect), pieces, seeds, "exact" if part.exact else found.profile)
+        whole = np.square(of.sum(1)).sum() / of.shape[1]
+        pieces.append((known.within * max(np.square(of).sum() - whole, 0.0), known.within_df, key[:2], "within"))
+        pieces.append((known.runs * whole, known.runs_df, key[:2], "runs"))
+    return _pooled(float(effect), pieces, int(seeds), "exact" if part.exact else known.profile)
+
+
+def _values(tables: Mapping[tuple, pd.DataFrame], cell: Cell) -> np.ndarray:
+    table = tables.get((cell.model, cell.quantity, cell.dataset))
+    return np.zeros(0) if table is None or cell.group not in table else table[cell.group].to_numpy(float)
 
 
 def _pooled(effect: float, pieces: list[tuple], seeds: int, profile: str) -> Interval:

@@ -131,12 +131,13 @@ def group_lines(
                 color = COLORS[list(order or groups).index(group)]
                 of_group = rows[rows["group"] == group]
                 for _, line in of_group.groupby("layer", sort=False):
-                    logs = np.log(line[metric].where(np.isfinite(line[metric])))
+                    logs = np.log(line[metric].where(line[metric].between(0, np.inf, "neither")))
                     mean = np.exp(logs.groupby(line["epoch"]).mean())
                     axes.plot(mean.index, mean, color=color, lw=0.6, alpha=0.55)
                 seeds = of_group.groupby(["seed", "epoch"])[metric].median().reset_index(name="value")
                 sns.lineplot(
-                    seeds, x="epoch", y="value", ax=axes, color=color, lw=2.2, errorbar=("pi", 100), label=f"{group} median",
+                    seeds[seeds["value"].between(0, np.inf, "neither")], x="epoch", y="value", ax=axes, color=color, lw=2.2,
+                    errorbar=("pi", 100), label=f"{group} median",
                 )  # fmt: skip
                 if metric == "rwc_elementwise" and published and group in published:
                     axes.axhline(published[group], color=color, ls="--", lw=1.1, label=f"{group} published median")
@@ -151,7 +152,7 @@ def group_lines(
 
 
 def group_medians(medians: pd.DataFrame, *, title: str, caption: str) -> Figure:
-    """Median RWC by group, one panel per data set: both definitions, and the published; of seeds the mean of logarithms.
+    """Median RWC by group, one panel per data set: both definitions, and the published; over seeds means of the logarithms.
 
     Args:
         medians: columns dataset, panel (its title), group, source (`Eq. 1`, `elementwise`, `published`), value; several rows per seed.
@@ -173,7 +174,7 @@ def group_medians(medians: pd.DataFrame, *, title: str, caption: str) -> Figure:
             for source, (color, line, marker) in looks.items():
                 rows = medians[(medians["dataset"] == dataset) & (medians["source"] == source)]
                 sns.lineplot(
-                    rows, x="group", y="value", ax=axes, color=color, linestyle=line, marker=marker, markersize=6,
+                    rows[rows["value"].between(0, np.inf, "neither")], x="group", y="value", ax=axes, color=color, linestyle=line, marker=marker, markersize=6,
                     errorbar=("pi", 100), err_style="bars", label=labels[source], legend=False,
                 )  # fmt: skip
             axes.set_title(panel, fontsize=8)
@@ -211,32 +212,32 @@ def measures_by_size(table: pd.DataFrame, *, caption: str) -> Figure:
     return figure
 
 
-def definitions_by_layer(means: pd.DataFrame, *, titles: Mapping[str, str], caption: str) -> Figure:
+def definitions_by_layer(medians: pd.DataFrame, *, titles: Mapping[str, str], caption: str) -> Figure:
     """Elementwise mean against Eq. 1, a point per layer, a panel per data set; both axes logarithmic.
 
     Args:
-        means: columns model, dataset, `Eq. 1`, `elementwise`.
+        medians: columns model, dataset, `Eq. 1`, `elementwise`.
         titles: of the models and data sets.
         caption: below the panels.
     """
-    datasets = list(dict.fromkeys(means["dataset"]))
+    datasets = list(dict.fromkeys(medians["dataset"]))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.2 * len(datasets) + 0.6, 3), layout="constrained")
+        figure = Figure(figsize=(2.2 * len(datasets) + 0.6, 3.4), layout="constrained")
         row = figure.subplots(1, len(datasets), sharex=True, sharey=True, squeeze=False)[0]
         for axes, dataset in zip(row, datasets, strict=True):
             for color, marker, (model, rows) in zip(
-                COLORS, "os^", means[means["dataset"] == dataset].groupby("model", sort=False), strict=False
+                COLORS, "os^", medians[medians["dataset"] == dataset].groupby("model", sort=False), strict=False
             ):
                 axes.plot(
                     rows["Eq. 1"], rows["elementwise"], marker, color=color, ms=4, mec="none", label=titles[model]
                 )  # fmt: skip
-            ends = np.array([means["Eq. 1"].min(), means["Eq. 1"].max()])
+            ends = np.array([medians["Eq. 1"].min(), medians["Eq. 1"].max()])
             axes.plot(ends, ends, color="0.5", lw=0.8, ls=":", label="equal")
             axes.set(xscale="log", yscale="log", title=titles[dataset], xlabel="Eq. 1 (ratio)")
             axes.title.set_fontsize(9)
         row[0].set_ylabel("elementwise mean (ratio)")
         figure.legend_above(4)
-        figure.alt = "Each layer's mean change, the elementwise mean against Eq. 1, with the line of equality"
+        figure.alt = "Each layer's change, the elementwise mean against Eq. 1, with the line of equality"
         figure.caption_below(caption)
     return figure
 

@@ -225,8 +225,10 @@ def page(results: Path, profile: str = "best", figures: Path | None = None) -> s
         found = module.tables(results, profile)
         runs = _behind(module.runs, found.runs, results, profile)
         everything.append(runs)
-        table = studies.get(name, "claims").verdicts(found)
-        counts = pd.crosstab(table["definition"], table["verdict"]).reindex(columns=list(VERDICTS), fill_value=0)
+        claims = studies.get(name, "claims")
+        table = claims.scorecard(results, profile)
+        largest = table.drop_duplicates(["claim", "definition"])
+        counts = pd.crosstab(largest["definition"], largest["verdict"]).reindex(columns=list(VERDICTS), fill_value=0)
         parts.append({
             "id": name, "number": number, "title": PAPERS[name][0], "address": PAPERS[name][1], "table": table,
             "counts": counts.loc[list(dict.fromkeys(table["definition"]))], "accuracies": _accuracies(name, found.epochs),

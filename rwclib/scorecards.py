@@ -18,7 +18,7 @@ VERDICTS = {"holds": "hold", "unclear": "unclear", "fails": "fail", "not run": "
 
 def counts(row: pd.Series) -> str:
     """How many of a claim's comparisons have which verdict, in words; of a single one nothing."""
-    parts = [f"{row[name]} {name}" for name in COUNTED if row[name]]
+    parts = [f"{row[name]} {name if row[name] == 1 else VERDICTS.get(name, name)}" for name in COUNTED if row[name]]
     return ", ".join(parts) if sum(row[name] for name in COUNTED) > 1 else ""
 
 

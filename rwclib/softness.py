@@ -14,9 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
-from torch.nn import functional
 
 from rwclib.errors import ConfigError
 
@@ -50,9 +48,11 @@ def responses(filters: np.ndarray, image: np.ndarray, rim: bool = True) -> np.nd
         image: (channels, height, width).
         rim: zeros around the image; without, only where the whole filter lies on it, (filters, height - k + 1, width - k + 1).
     """
-    x = torch.as_tensor(np.ascontiguousarray(image), dtype=torch.float64)[None]
-    padding = "same" if rim else "valid"
-    return functional.conv2d(x, torch.as_tensor(filters, dtype=torch.float64), padding=padding)[0].numpy()
+    size = filters.shape[-1]
+    around = size // 2 if rim else 0
+    padded = np.pad(np.asarray(image, np.float64), ((0, 0), (around, around), (around, around)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (1, 2))
+    return np.tensordot(np.asarray(filters, np.float64), windows, ((1, 2, 3), (0, 3, 4)))
 
 
 def scaled(images: np.ndarray) -> np.ndarray:
@@ -117,7 +117,7 @@ def straightened(iterations: Sequence[float], scores: Sequence[float], model: st
 
 
 def fit(iterations: Sequence[float], scores: Sequence[float], model: str) -> dict[str, float | np.ndarray]:
-    """The straight line of least squares through the straightened points (at least 3), by statsmodels.
+    """The straight line of least squares through the straightened points (at least 3), by SciPy.
 
     Raises:
         ConfigError: as `straightened`.
@@ -125,22 +125,14 @@ def fit(iterations: Sequence[float], scores: Sequence[float], model: str) -> dic
     Returns:
         n, slope, intercept, r, r2, p (two-sided, of the slope), and residuals (n,), all on the straightened scale.
     """
-    import statsmodels.api as sm
+    from scipy.stats import linregress
 
     x, y = straightened(iterations, scores, model)
-    line = sm.OLS(y, sm.add_constant(x, has_constant="add")).fit()
-    intercept, slope = line.params
+    line = linregress(x, y)
     return {
-        "n": len(x), "slope": slope, "intercept": intercept, "r": float(np.sign(slope) * np.sqrt(max(0.0, line.rsquared))),
-        "r2": line.rsquared, "p": line.pvalues[1], "residuals": line.resid,
+        "n": len(x), "slope": line.slope, "intercept": line.intercept, "r": line.rvalue, "r2": line.rvalue**2,
+        "p": line.pvalue, "residuals": y - line.intercept - line.slope * x,
     }  # fmt: skip
-
-
-def r_squared(iterations: Sequence[float], scores: np.ndarray, model: str) -> np.ndarray:
-    """R^2 as `fit` has it, of each row of scores (..., n) over the same iterations (n,): (...)."""
-    x, y = straightened(iterations, scores, model)
-    x, y = x - x.mean(), y - y.mean(-1, keepdims=True)
-    return np.minimum((y @ x) ** 2 / np.square(y).sum(-1) / np.square(x).sum(), 1)
 
 
 def aic(iterations: Sequence[float], scores: Sequence[float]) -> pd.DataFrame:

@@ -1,250 +1,292 @@
-"""Verdicts on planted data: what holds, fails, is unclear or not run, and why."""
+"""The rules of judgement, on planted and simulated values: what holds, fails, is equal, unclear or not run, and how surely."""
+
+import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from rwclib import claims, scorecards
-from rwclib.claims import Claim, rising
-from rwclib.comparisons import Accuracy, Comparison, Group, Nearer
+from rwclib.claims import RATIO_MARGIN, Cell, Claim, Comparison, farther, level, ratio, similar
+
+PROFILES = ["quick", "reduced", "paper"]
+A, B, C = (Cell("m", "d", group) for group in "abc")
+RISING = Claim("X1", "a < b < c", (ratio(B, A), ratio(C, B)), ("Eq. 1",))
 
 
-def planted(means, *, seeds=3, noise=0.0, layers=4, epochs=4, dataset="d", profile="quick", stream=1):
-    """Layers whose mean RWC is what `means` says by group; elementwise is ten times that, reversed in order."""
-    rng, rows = np.random.default_rng(stream), []
-    reverse = dict(zip(means, reversed(means.values()), strict=True))
+def planted(means, *, seeds=3, noise=0.0, run=0.0, dataset="d", profile="quick", stream=1, quantity="change"):
+    """Tidy rows of logarithms of the groups' means, with noise of their own and one that a run's groups share."""
+    rng = np.random.default_rng(stream)
+    rows = []
     for seed in range(seeds):
+        shared = run * rng.normal()
         for group, mean in means.items():
-            for layer in range(layers):
-                for epoch in range(1, epochs + 1):
-                    factor = np.exp(noise * rng.normal()) * (100 if epoch == 1 else 1)
-                    rows.append(
-                        (
-                            "m",
-                            dataset,
-                            profile,
-                            seed,
-                            group,
-                            f"{group}.{layer}",
-                            epoch,
-                            mean * factor,
-                            10 * reverse[group] * factor,
-                        )
-                    )
-    return pd.DataFrame(
-        rows, columns=["model", "dataset", "profile", "seed", "group", "layer", "epoch", "rwc", "rwc_elementwise"]
-    )
+            value = np.log(mean) + shared + noise * rng.normal()
+            rows.append((profile, "Eq. 1", "m", quantity, dataset, group, seed, value))
+    return pd.DataFrame(rows, columns=claims.VALUES)
 
 
-CLAIM = rising("X1", "a < b < c", "m", "d", "a", "b", "c")
+def judged(values, claim=RISING):
+    return claims.verdicts(claims.details(values, [claim], PROFILES)).iloc[0]
 
 
-NO_EPOCHS = pd.DataFrame(columns=["model", "dataset", "profile", "seed", "epoch", "test_top1"])
+def test_the_effect_is_the_ratio_of_the_groups_values_and_exact_values_give_its_interval():
+    row = claims.details(planted({"a": 1.0, "b": 1.5, "c": 3.0}), [RISING], PROFILES).iloc[0]
+    assert row[["effect", "low", "high"]].tolist() == pytest.approx([1.5, 1.5, 1.5])
+    assert row[["comparison", "verdict", "unit", "seeds"]].tolist() == ["m d: b / a", "holds", "ratio", 3]
 
 
-def verdicts(table, claim=CLAIM, epochs=NO_EPOCHS):
-    return claims.scorecard(claims.details(table, epochs, [claim], ["quick", "paper"])).set_index("definition")
-
-
-def test_the_effect_is_the_ratio_of_means_after_the_first_epoch():
-    row = claims.compare(planted({"a": 1.0, "b": 1.5}), Comparison(Group("m", "d", "b"), Group("m", "d", "a")), "rwc")
-    assert row["effect"] == pytest.approx(1.5)
-    assert (row["low"], row["high"]) == pytest.approx((1.5, 1.5))
-
-
-def test_a_claim_holds_under_one_definition_and_fails_under_the_other():
-    table = verdicts(planted({"a": 1.0, "b": 1.5, "c": 3.0}, noise=0.01))
-    assert table["verdict"].to_dict() == {"Eq. 1": "holds", "elementwise": "fails"}
-
-
-def test_the_weakest_comparison_speaks_for_the_claim():
-    assert verdicts(planted({"a": 1.0, "b": 1.2, "c": 3.0})).loc["Eq. 1", "weakest"] == "b / a"
-    assert verdicts(planted({"a": 1.0, "b": 4.0, "c": 3.0})).loc["Eq. 1", "weakest"] == "c / b"
+def test_a_claim_holds_if_all_comparisons_hold_and_fails_if_one_fails():
+    assert judged(planted({"a": 1.0, "b": 1.5, "c": 3.0}, noise=0.01))["verdict"] == "holds"
+    row = judged(planted({"a": 1.0, "b": 4.0, "c": 3.0}, noise=0.01))
+    assert row[["verdict", "holds", "fails", "closest"]].tolist() == ["fails", 1, 1, "m d: c / b"]
 
 
 def test_noise_that_swamps_the_effect_is_unclear():
-    table = verdicts(planted({"a": 1.0, "b": 1.02, "c": 1.04}, noise=1.0, layers=2))
-    assert table.loc["Eq. 1", "verdict"] == "unclear"
-    assert table.loc["Eq. 1", "low"] < 1 < table.loc["Eq. 1", "high"]
+    row = judged(planted({"a": 1.0, "b": 1.3, "c": 1.5}, noise=1.0))
+    assert row["verdict"] == "unclear"
+    assert row["low"] < 1 < row["high"]
 
 
-def test_similarity_holds_inside_its_band_and_fails_outside():
-    similar = Claim("X2", "a like b", (Comparison(Group("m", "d", "b"), Group("m", "d", "a"), 0.9, 1.1),))
-    assert verdicts(planted({"a": 1.0, "b": 1.05}), similar).loc["Eq. 1", "verdict"] == "holds"
-    assert verdicts(planted({"a": 1.0, "b": 1.3}), similar).loc["Eq. 1", "verdict"] == "fails"
-    assert verdicts(planted({"a": 1.0, "b": 0.7}), similar).loc["Eq. 1", "verdict"] == "fails"
+def test_a_difference_below_the_margin_is_equal_however_sure_it_is_and_refutes_a_claimed_difference():
+    values = planted({"a": 1.0, "b": 1.05, "c": 3.0}, noise=0.001)
+    table = claims.details(values, [RISING], PROFILES)
+    assert table["verdict"].tolist()[:2] == ["equal", "holds"]
+    assert table["low"].iloc[0] > 1
+    assert judged(values)[["verdict", "equal", "closest"]].tolist() == ["fails", 1, "m d: b / a"]
 
 
-def test_one_seed_is_resampled_over_layers_and_says_so():
-    one, three = (verdicts(planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=n, noise=0.1)) for n in (1, 3))
-    assert one.loc["Eq. 1", ["seeds", "resampled"]].tolist() == [1, "layers"]
-    assert three.loc["Eq. 1", ["seeds", "resampled"]].tolist() == [3, "seeds"]
-    assert one.loc["Eq. 1", "low"] < one.loc["Eq. 1", "effect"] < one.loc["Eq. 1", "high"]
+def test_similarity_holds_if_equal_and_never_beside_a_difference():
+    alike = Claim("X2", "a like b", (similar(B, A),), ("Eq. 1",))
+    for b, verdict in ((1.05, "holds"), (0.95, "holds"), (1.3, "fails"), (0.7, "fails")):
+        assert judged(planted({"a": 1.0, "b": b}, noise=0.002), alike)["verdict"] == verdict
+    scattered = planted({"a": 1.0, "b": 1.0}, seeds=2)
+    scattered.loc[scattered["group"] == "b", "value"] = [0.0, 0.1]
+    assert judged(scattered, alike)["verdict"] == "unclear"
 
 
-def test_a_missing_group_or_run_is_not_run():
-    table = verdicts(planted({"a": 1.0, "b": 2.0}))
-    assert set(table["verdict"]) == {"not run"}
-    assert set(verdicts(planted({"a": 1.0, "b": 2.0, "c": 3.0}, dataset="other"))["verdict"]) == {"not run"}
+def test_the_closest_comparison_is_the_one_with_the_smallest_margin_in_the_direction_of_the_verdict():
+    row = judged(planted({"a": 1.0, "b": 1.5, "c": 4.0}, noise=0.01))
+    assert row["closest"] == "m d: b / a"
+    row = judged(planted({"a": 4.0, "b": 1.5, "c": 1.0}, noise=0.01))
+    assert row["closest"] == "m d: c / b"
+    near = level(A, "near", low=0.0, high=1.01), level(B, "far", low=0.0, high=claims.INFINITY)
+    row = judged(planted({"a": np.exp(1.0), "b": np.exp(0.5)}), Claim("X", "x", near, ("Eq. 1",)))
+    assert (row["verdict"], row["closest"]) == ("holds", "near")  # 0.01 from its edge
 
 
-def test_a_claim_is_judged_on_the_most_telling_profile_that_has_all_its_runs():
-    both = [planted({"a": 1.0, "b": 2.0, "c": 3.0}), planted({"a": 3.0, "b": 2.0, "c": 1.0}, profile="paper")]
-    assert verdicts(pd.concat(both)).loc["Eq. 1", ["profile", "verdict"]].tolist() == ["paper", "fails"]
-    across = Claim("X3", "d below e", (Comparison(Group("m", "e", "a"), Group("m", "d", "a")),))
-    table = pd.concat([*both, planted({"a": 2.0}, dataset="e")])
-    assert verdicts(table, across).loc["Eq. 1", ["profile", "weakest"]].tolist() == [
-        "quick",
-        "e / d, a",
-    ]  # `paper` lacks data set e
-
-
-def test_infinite_values_are_left_out_of_the_means():
-    table = planted({"a": 1.0, "b": 1.5, "c": 3.0})
-    table.loc[(table["group"] == "b") & (table["epoch"] == 3), "rwc"] = np.inf
-    assert verdicts(table).loc["Eq. 1", "effect"] == pytest.approx(1.5)
-
-
-def test_a_layer_that_is_always_infinite_is_left_out_and_the_others_speak():
-    table = planted({"a": 1.0, "b": 1.5, "c": 3.0})
-    table.loc[table["layer"] == "b.0", "rwc"] = np.inf
-    assert verdicts(table).loc["Eq. 1", "effect"] == pytest.approx(1.5)
-
-
-def nearer(a, b, c, d, **settings):
-    """Verdict of `a / b` on set d nearer to 1 than `c / d` on set e."""
-    table = pd.concat(
-        [planted({"a": a, "b": b}, **settings), planted({"a": c, "b": d}, dataset="e", stream=2, **settings)]
-    )
-    part = Nearer(Group("m", "d", "a"), Group("m", "d", "b"), c=Group("m", "e", "a"), d=Group("m", "e", "b"))
-    return verdicts(table, Claim("X4", "nearer", (part,))).loc["Eq. 1"]
-
-
-def test_nearer_to_one_is_measured_on_both_sides_of_one():
-    row = nearer(1.1, 1.0, 1.0, 2.0)
-    assert row["verdict"] == "holds"
-    assert row["effect"] == pytest.approx(2.0 / 1.1)
-    assert row["weakest"] == "a / b nearer to 1 than on e"
-    assert nearer(3.0, 1.0, 1.0, 2.0)["verdict"] == "fails"
-    assert nearer(1.0, 3.0, 2.0, 1.0, seeds=1)["verdict"] == "fails"
-    assert nearer(1.5, 1.0, 1.5, 1.0, noise=0.3, layers=2, seeds=1)["verdict"] == "unclear"
-
-
-def accuracies(*misses, profile="paper"):
-    rows = [
-        ("m", "d", profile, seed, epoch, 90 + miss + (epoch - 3))
-        for seed, miss in enumerate(misses)
-        for epoch in (3, 1, 2)
+def test_a_missing_group_is_not_run_and_a_failing_comparison_refutes_a_claim_all_the_same():
+    assert judged(planted({"a": 1.0, "b": 2.0}))["verdict"] == "not run"
+    assert judged(planted({"a": 2.0, "b": 1.0}, noise=0.01))[["verdict", "not run"]].tolist() == ["fails", 1]
+    assert judged(planted({"a": 1.0, "b": 2.0, "c": 3.0}, dataset="other"))[["verdict", "profile"]].tolist() == [
+        "not run",
+        "-",
     ]
-    return pd.DataFrame(rows, columns=NO_EPOCHS.columns)
 
 
-def accuracy_row(*misses, profile="paper"):
-    claim = Claim("X5", "accuracy", (Accuracy("m", "d", 90.0),), profile="paper")
-    epochs = accuracies(*misses, profile=profile)
-    return verdicts(planted({"a": 1.0}, profile=profile), claim, epochs).loc["-"]
+def test_a_claim_has_a_row_for_each_profile_that_can_judge_it_the_largest_first():
+    values = [planted({"a": 1.0, "b": 2.0, "c": 4.0}), planted({"a": 4.0, "b": 2.0, "c": 1.0}, profile="paper")]
+    table = claims.verdicts(claims.details(pd.concat(values), [RISING], PROFILES))
+    assert table[["profile", "verdict"]].values.tolist() == [["paper", "fails"], ["quick", "holds"]]
+    lacking = pd.concat([values[0], values[1].query("group != 'c' and group != 'a'")])
+    assert claims.verdicts(claims.details(lacking, [RISING], PROFILES))["profile"].tolist() == ["quick"]
 
 
-def test_accuracies_are_judged_in_points_after_the_last_epoch_and_on_both_sides():
-    row = accuracy_row(0.5, -0.5, 1.5)
-    assert row[["verdict", "unit", "seeds", "resampled"]].tolist() == ["holds", "points", 3, "seeds"]
-    assert row["effect"] == pytest.approx(0.5)
-    assert accuracy_row(-4.0, -3.0)["verdict"] == "fails"
-    assert accuracy_row(3.0, 4.0)["verdict"] == "fails"
-    assert accuracy_row(0.0, -4.0, 0.0)["verdict"] == "unclear"
-    one = accuracy_row(-1.0)
-    assert one[["verdict", "resampled", "effect"]].tolist() == ["unclear", "-", -1.0]
-    assert np.isnan(one["low"])
+def test_one_seed_borrows_the_spread_of_the_nearest_smaller_profile_and_says_so():
+    few = planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=1, noise=0.01, profile="paper")
+    other = [planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=2, noise=s, profile=p) for s, p in ((0.9, "quick"), (0.01, "reduced"))]  # fmt: skip
+    alone = judged(few)
+    assert np.isnan(alone["low"])
+    assert alone[["verdict", "spread", "seeds"]].tolist() == ["unclear", "", 1]
+    row = judged(pd.concat([few, *other]))
+    assert row[["profile", "spread", "seeds", "verdict"]].tolist() == ["paper", "reduced", 1, "holds"]
+    known = claims.spread([other[1].pivot(index="seed", columns="group", values="value")])
+    half = stats.t.ppf(0.975, 2) * np.sqrt(2 * known.within)
+    assert np.log(row["high"] / row["effect"]) == pytest.approx(half)
+
+
+def test_the_variance_is_that_of_the_rules_for_two_seeds():
+    """The mean over data sets of the sum of squared centred differences of the two seeds over 2 (groups - 1)."""
+    sets = [planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=2, noise=0.2, run=1.0, dataset=d, stream=i) for i, d in enumerate("de")]  # fmt: skip
+    tables = [rows.pivot(index="seed", columns="group", values="value") for rows in sets]
+    expected = []
+    for table in tables:
+        d = table.to_numpy()[0] - table.to_numpy()[1]
+        expected.append(np.square(d - d.mean()).sum() / (2 * 2))
+    found = claims.spread(tables)
+    assert (found.within, found.within_df) == pytest.approx((np.mean(expected), 4))
+    total = np.mean([np.square(t.to_numpy() - t.to_numpy().mean(0)).sum() / 3 for t in tables])
+    assert (2 * found.within + found.runs) / 3 == pytest.approx(total)  # the uncentred variance of one group
+
+
+def test_a_run_effect_cancels_within_a_run_and_not_across_data_sets():
+    sets = [planted({"a": 1.0, "b": 2.0}, seeds=5, noise=0.01, run=1.0, dataset=d, stream=i) for i, d in enumerate("de")]  # fmt: skip
+    within, across = ratio(B, A), ratio(replace(A, dataset="e"), A)
+    rows = claims.details(pd.concat(sets), [Claim("X", "x", (within, across), ("Eq. 1",))], ["quick"])
+    assert rows["comparison"].tolist() == ["m d: b / a", "m a: e / d"]
+    widths = np.log(rows["high"] / rows["low"])
+    assert widths[1] > 30 * widths[0]
+
+
+def test_farther_from_one_is_measured_on_both_sides_of_one():
+    def verdict(here, there):
+        values = pd.concat([planted(dict(zip("ab", here, strict=True)), noise=0.01),
+                            planted(dict(zip("ab", there, strict=True)), noise=0.01, dataset="e", stream=2)])  # fmt: skip
+        part = farther(ratio(replace(A, dataset="e"), replace(B, dataset="e")), ratio(A, B), "on e over d")
+        return judged(values, Claim("X4", "farther", (part,), ("Eq. 1",)))
+
+    row = verdict((1.1, 1.0), (1.0, 2.0))
+    assert row[["verdict", "effect"]].tolist() == ["holds", pytest.approx(2.0 / 1.1, rel=0.05)]
+    assert verdict((3.0, 1.0), (1.0, 2.0))["verdict"] == "fails"
+    assert verdict((1.0, 2.0), (2.0, 1.0))["verdict"] == "fails"  # equal
+
+
+def test_in_general_is_judged_by_the_mean_of_its_cells_with_the_counts_beside():
+    general = replace(RISING, in_general=True)
+    row = judged(planted({"a": 1.0, "b": 0.8, "c": 4.0}, noise=0.01), general)
+    assert row[["verdict", "closest", "holds", "fails"]].tolist() == ["holds", "mean of the cells", 1, 1]
+    assert row["effect"] == pytest.approx(2.0, rel=0.05)
+    assert judged(planted({"a": 1.0, "b": 0.8}, noise=0.01), general)["verdict"] == "not run"
 
 
 def test_a_claim_of_one_profile_is_not_run_at_another():
-    assert accuracy_row(0.0, profile="quick")["verdict"] == "not run"
+    claim = replace(RISING, profile="paper")
+    assert judged(planted({"a": 1.0, "b": 2.0, "c": 4.0}), claim)["verdict"] == "not run"
+    assert judged(planted({"a": 1.0, "b": 2.0, "c": 4.0}, profile="paper"), claim)["verdict"] == "holds"
+
+
+def test_levels_lie_in_a_range_and_counted_values_are_exact():
+    part = level(A, "share", 0.4, 0.6)
+    for value, noise, verdict in ((0.5, 0.01, "holds"), (0.9, 0.01, "fails"), (0.58, 0.1, "unclear")):
+        assert judged(planted({"a": np.exp(value)}, noise=noise), Claim("X", "x", (part,), ("Eq. 1",)))["verdict"] == verdict  # fmt: skip
+    for value, verdict in ((0.59, "holds"), (0.61, "fails")):
+        claim = Claim("X", "x", (replace(part, exact=True),), ("Eq. 1",))
+        row = judged(planted({"a": np.exp(value)}, seeds=1), claim)
+        assert row[["verdict", "spread"]].tolist() == [verdict, "exact"]
+
+
+def test_a_spread_has_the_interval_of_chi_squared():
+    values = planted({"a": 1.0}, seeds=4, noise=0.3)
+    row = judged(values, Claim("X", "x", (level(A, "spread", 0.01, unit="spread"),), ("Eq. 1",)))
+    sd = values["value"].std()
+    assert row[["effect", "low", "high"]].tolist() == pytest.approx([sd, *sd * np.sqrt(3 / stats.chi2.ppf([0.975, 0.025], 3))])  # fmt: skip
+    assert row["verdict"] == "holds"
 
 
 def test_a_claim_about_several_networks_can_be_cut_down_to_one():
-    claim = Claim("X6", "two", tuple(Comparison(Group(m, "d", "a"), Group(m, "d", "b")) for m in ("m", "n")))
-    assert [len(c.comparisons) for c in claims.about([claim, CLAIM], ["n"])] == [1]
+    claim = Claim("X6", "two", tuple(ratio(Cell(m, "d", "a"), Cell(m, "d", "b")) for m in ("m", "n")))
+    assert [len(c.comparisons) for c in claims.about([claim, RISING], ["n"])] == [1]
     assert claims.about([claim], ["m", "n"]) == [claim]
-    assert [claim.label(part) for part in claim.comparisons] == ["m: a / b", "n: a / b"]
 
 
-def test_one_seed_and_a_group_of_one_layer_leave_nothing_to_draw_from():
-    row = verdicts(planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=1, layers=1)).loc["Eq. 1"]
-    assert row[["verdict", "resampled", "effect"]].tolist() == ["unclear", "-", 2.0]
+# --- by simulation
+
+GROUPS, SETS = 4, 4
+TWELVE = tuple(
+    ratio(Cell("m", f"d{i % SETS}", f"g{a}"), Cell("m", f"d{i % SETS}", f"g{b}"))
+    for i, (a, b) in enumerate(itertools.permutations(range(GROUPS), 2))
+)
+ACROSS = tuple(ratio(Cell("m", f"d{a}", "g0"), Cell("m", f"d{b}", "g0")) for a, b in ((0, 1), (2, 3)))
 
 
-def mixed(b, c, noisy):
-    """a = 1; the layers of group `noisy` scatter by a factor of about 4, so that one seed leaves it unclear."""
-    table = planted({"a": 1.0, "b": b, "c": c}, seeds=1, noise=0.01)
-    scatter = table["layer"].map(lambda layer: 4.0 ** (int(layer[-1]) % 2 * 2 - 1) if layer[0] == noisy else 1.0)
-    return verdicts(table.assign(rwc=table["rwc"] * scatter)).loc["Eq. 1"]
+def worlds(count, seeds, sigma, tail, run=1.0, stream=0):
+    """Tables and spread of simulated runs without any difference between groups or data sets."""
+    rng = np.random.default_rng(stream)
+    draw = rng.standard_normal if tail == "normal" else lambda size: rng.standard_t(3, size) / np.sqrt(3)
+    for _ in range(count):
+        e, whole = draw((SETS, seeds, GROUPS)), draw((SETS, seeds, 1))
+        tables = {
+            ("m", "change", f"d{i}"): pd.DataFrame(sigma * (x + run * w), columns=[f"g{j}" for j in range(GROUPS)])
+            for i, (x, w) in enumerate(zip(e, whole, strict=True))
+        }
+        yield tables, {("m", "change"): claims.spread(tables.values())}
 
 
-def test_the_comparison_shown_has_the_claims_verdict():
-    row = mixed(0.9, 0.4, "c")  # b / a fails narrowly, c / b is far below 1 but scatters
-    assert row[["verdict", "weakest", "holds", "unclear", "fails"]].tolist() == ["fails", "b / a", 0, 1, 1]
-    row = mixed(1.03, 1.6, "c")  # b / a holds narrowly, c / b is unclear
-    assert row[["verdict", "weakest", "holds", "unclear", "fails"]].tolist() == ["unclear", "c / b", 1, 1, 0]
+def covered(parts, tables, spreads):
+    return [low <= 0 <= high for low, high in (claims.interval(part, tables, spreads).bounds() for part in parts)]
 
 
-def test_published_medians_are_judged_with_their_reading_errors_in_quadrature():
-    def judge(a, b, low=1.0, high=np.inf):
-        part = Comparison(Group("m", "d", "b"), Group("m", "d", "a"), low, high)
-        return claims.of_medians(part, {Group("m", "d", "a"): a, Group("m", "d", "b"): b})
-
-    assert judge(1.0, 1.5) == (pytest.approx(1.5), "holds")
-    assert judge(1.0, 1.16) == (pytest.approx(1.16), "holds")
-    assert judge(1.0, 1.14)[1] == "unclear"
-    assert judge(1.5, 1.0)[1] == "fails"
-    assert judge(1.0, 1.0, 0.9, 1.1)[1] == "unclear"  # the error is wider than the band
-    assert np.isnan(claims.of_medians(CLAIM.comparisons[0], {})[0])
-    assert claims.of_medians(Accuracy("m", "d", 90.0), {})[1] == "-"
+def simulate(count, parts=(*TWELVE[::3], *ACROSS)):
+    """Coverage of the 95% interval within runs and across data sets, by seeds and tail."""
+    rows = {}
+    for seeds, tail in itertools.product((2, 3, 4, 5), ("normal", "heavy")):
+        hits = np.mean([covered(parts, *world) for world in worlds(count, seeds, 1.0, tail)], 0)
+        rows[seeds, tail] = hits[: -len(ACROSS)].mean(), hits[-len(ACROSS) :].mean()
+    return pd.DataFrame(rows, ["within runs", "across data sets"]).T
 
 
-def test_intervals_are_called_what_they_are():
-    assert scorecards.interval_text(2, "seeds") == "range of 2 seeds"
-    assert scorecards.interval_text(5, "seeds") == "95%, over 5 seeds"
-    assert scorecards.interval_text(1, "layers") == "95%, over layers of 1 seed"
-    assert scorecards.interval_text(1, "-") == "none (1 seed)"
+def test_the_interval_covers_the_truth_in_95_of_100_cases_also_with_heavy_tails():
+    """Heavy: Student's t with 3 degrees of freedom. 600 worlds of 6 comparisons each: the standard error is below 0.006."""
+    coverage = simulate(600)
+    print(coverage.round(3).to_string())
+    assert coverage.to_numpy().min() >= 0.93
+    assert coverage.to_numpy().max() <= 0.97
 
 
-@pytest.mark.parametrize("seeds", [2, 3])
-def test_the_interval_of_two_or_three_seeds_is_their_range(seeds):
-    row = verdicts(planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=seeds, noise=0.2)).loc["Eq. 1"]
-    table = planted({"a": 1.0, "b": 2.0, "c": 4.0}, seeds=seeds, noise=0.2).query("epoch > 1")
-    means = table.groupby(["seed", "group"])["rwc"].mean().unstack()
-    upper, lower = row["weakest"].split(" / ")
-    ratios = means[upper] / means[lower]
-    assert (row["low"], row["high"]) == pytest.approx((ratios.min(), ratios.max()))
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_of_twelve_equal_comparisons_one_fails_in_at_most_5_of_100_claims(seeds):
+    false = [
+        any(claims.verdict(part, claims.interval(part, *world), 12)[0] == "fails" for part in TWELVE)
+        for world in worlds(300, seeds, 0.3, "normal")
+    ]
+    print(seeds, np.mean(false))
+    assert np.mean(false) <= 0.05
 
 
-def test_tables_print_points_and_ratios_and_name_each_data_copy_once():
-    rows = pd.concat(
-        [
-            verdicts(planted({"a": 1.0, "b": 1.5, "c": 3.0})).reset_index(),
-            accuracy_row(0.5, -0.5).to_frame().T.assign(definition="-"),
-        ]
-    )
-    rows = rows.assign(
-        text="t",
-        reason="",
-        train_top1=[(50.0, 90.4)] * 2 + [(50.0, 50.4)],
-        data=[["D: exact"], ["D: exact"], ["E: a copy"]],
-    )
-    for text in (scorecards.to_text(rows), scorecards.to_markdown(rows)):
-        assert "1.50 [1.50, 1.50]" in text
-        assert "+0.00 [-0.50, +0.50] points" in text
+def found_equal(sigma, seeds, count=200):
+    return np.mean([
+        claims.verdict(TWELVE[0], claims.interval(TWELVE[0], *world))[0] == "equal" for world in worlds(count, seeds, sigma, "normal")
+    ])  # fmt: skip
+
+
+def test_equal_groups_are_found_equal_in_80_of_100_cases_where_the_spread_allows_it():
+    """VGG-19's spread at `reduced` is 0.031 under Eq. 1; docs/claims.md has the numbers for all networks."""
+    assert found_equal(0.031, 3) >= 0.8
+    assert found_equal(0.057, 2) < 0.5  # ResNet-18's, with two seeds: too noisy to tell
+
+
+# --- scorecards
+
+
+def with_circumstances(table, **columns):
+    defaults = {"text": "t", "reason": "", "replicates": "seeds", "train_top1": [(50.0, 90.4)] * len(table), "data": [["D: exact"]] * len(table)}  # fmt: skip
+    return table.assign(**{**defaults, **columns})
+
+
+def test_intervals_are_called_what_they_rest_on():
+    def basis(seeds, spread, high=1.0):
+        return scorecards.basis(pd.Series({"seeds": seeds, "spread": spread, "profile": "quick", "high": high, "replicates": "seeds"}))  # fmt: skip
+
+    assert basis(2, "quick") == "2 seeds"
+    assert basis(1, "reduced") == "1 seed, spread of `reduced`"
+    assert basis(1, "", np.nan) == "1 seed, no interval"
+    assert basis(1, "exact") == "exact, no interval"
+
+
+def test_tables_print_points_and_ratios_every_size_and_each_data_copy_once():
+    values = pd.concat([planted({"a": 1.0, "b": 1.5, "c": 3.0}, noise=0.01), planted({"a": 1.0, "b": 1.0, "c": 3.0}, profile="paper")])  # fmt: skip
+    points = Claim("X5", "accuracy", (level(A, "m d: test top-1 - published", -2.0, 2.0, unit="points"),), ("-",))
+    accuracy = planted({"a": np.exp(0.5)}, noise=0.1).assign(definition="-")
+    table = claims.verdicts(claims.details(pd.concat([values, accuracy]), [RISING, points], PROFILES))
+    table = with_circumstances(table)
+    for text in (scorecards.to_text(table), scorecards.to_markdown(table)):
+        assert "`paper`: fails" in text or "paper: 3 seeds" in text
+        assert "m d: b / a 1." in text
+        assert "+0." in text
+        assert " points" in text
         assert text.count("D: exact") == 1
-        assert "50-90%" in text
-        assert "50%" in text
+        assert "training top-1 50-90%" in text
+    assert scorecards.tallies(table) == ["Eq. 1: 1 fails (X1)", "finding: 1 holds (X5)"]
 
 
-def test_a_tally_names_each_claim_once_under_its_verdict():
-    verdict = ["holds", "fails", "holds", "fails", "unclear", "not run"]
+def test_a_tally_names_each_claim_once_under_its_verdict_at_the_largest_size():
+    verdict = ["holds", "fails", "unclear", "holds", "fails", "unclear", "not run"]
     table = pd.DataFrame(
         {
-            "claim": ["L1", "L1", "L2", "L2", "D3", "D4"],
-            "definition": ["a", "b", "a", "b", "-", "-"],
+            "claim": ["L1", "L1", "L1", "L2", "L2", "D3", "D4"],
+            "definition": ["a", "b", "b", "a", "b", "-", "-"],
             "verdict": verdict,
         }
     )
@@ -255,23 +297,7 @@ def test_a_tally_names_each_claim_once_under_its_verdict():
     ]
 
 
-def test_thirds_of_a_group_are_by_depth_and_every_layer_lies_in_one():
-    table = planted({"a": 1.0}, layers=8)
-    depth = {layer: i for i, layer in enumerate(sorted(table["layer"].unique()))}
-    table = table.assign(depth=table["layer"].map(depth), rwc=table["layer"].map(depth) + 1.0)
-    groups = {third: Group("m", "d", "a", third) for third in ("early", "middle", "late")}
-    found = claims.compare(table, Comparison(groups["late"], groups["early"]), "rwc")
-    assert found["effect"] == pytest.approx(np.mean([7, 8]) / np.mean([1, 2, 3]))
-    found = claims.compare(table, Comparison(groups["middle"], groups["early"]), "rwc")
-    assert found["effect"] == pytest.approx(5 / 2)
-    claim = Claim("T", "t", (Comparison(groups["late"], groups["early"]),))
-    assert claim.label(claim.comparisons[0]) == "late a / early a"
-
-
-def test_accuracies_of_every_kind_can_be_claimed():
-    epochs = pd.DataFrame({"model": "m", "dataset": "d", "seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2],
-                           "train_top5": [10.0, 99.0, 20.0, 97.0]})  # fmt: skip
-    found = claims.compare_accuracy(epochs, Accuracy("m", "d", 99.0, kind="train_top5"))
-    assert found["effect"] == pytest.approx(-1.0)
-    assert found["verdict"] == "unclear"  # one of the seeds is exactly 2 points away
-    assert Accuracy("m", "d", 99.0, kind="train_top5").label == "train top-5 - published"
+def test_margins_are_those_of_the_rules():
+    assert pytest.approx(0.0953, abs=1e-4) == RATIO_MARGIN
+    assert claims.SHARE_MARGIN == 0.05
+    assert Comparison("x", ((1.0, A),)).margin == RATIO_MARGIN

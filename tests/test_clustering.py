@@ -1,5 +1,7 @@
 """Clustering of curves: the paper's rules on known answers, choices and stability on planted clusters, odd inputs."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,40 @@ def test_a_partition_knows_its_inertia_and_whether_k_means_would_keep_it():
     assert not clustering.is_fixed_point(curves, wrong)
     with pytest.raises(ConfigError, match="2 labels for 25 layers"):
         clustering.partition(curves, [0, 1])
+
+
+def test_the_search_finds_the_least_inertia_whatever_the_order_and_the_rounding():
+    rng = np.random.default_rng(2)
+    curves = rng.standard_normal((9, 2))
+    found = clustering.least(curves, 3)
+    ways = np.array(list(itertools.product(range(3), repeat=8)))
+    all_ways = [clustering.partition(curves, [0, *way]).inertia for way in ways]
+    assert found[3].inertia == pytest.approx(min(all_ways))
+
+    curves, labels = planted(noise=1.0)
+    found, order = clustering.least(curves), rng.permutation(len(curves))
+    assert list(found) == list(range(1, 18))
+    assert same(clustering.least(planted()[0], 3)[3].labels, labels)
+    again = clustering.least((curves * (1 + 1e-13 * rng.standard_normal(curves.shape)))[order])
+    for k, of in found.items():
+        assert len(of.centroids) == k
+        assert of.inertia <= clustering.cluster(curves, k, n_init=20).inertia * (1 + 1e-9)
+        assert same(of.labels[order], again[k].labels)
+    assert list(clustering.least(np.ones((4, 5)))) == [1]
+    assert clustering.least(np.ones((1, 5)))[1].labels.tolist() == [0]
+    assert clustering.least(np.eye(4)[[0, 0, 1, 2]])[3].inertia == 0
+
+
+def test_rounding_does_not_decide_where_k_means_starts():
+    """Without weights that break ties, a sixth of these end elsewhere."""
+    rng = np.random.default_rng(3)
+    pairs = np.repeat(10 * rng.standard_normal((12, 25)), 2, axis=0)
+    curves = rng.permutation(pairs + rng.standard_normal(pairs.shape))
+    for seed in range(60):
+        noisy = curves * (1 + 1e-15 * rng.standard_normal(curves.shape))
+        first, again = (clustering.cluster(of, 16, seed, n_init=1) for of in (curves, noisy))
+        assert again.labels.tolist() == first.labels.tolist(), seed
+    assert clustering.cluster(curves, 24).inertia == 0
 
 
 def test_k_is_chosen_where_the_clusters_are():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rwclib import archive, claims
+from rwclib import archive, claims, plotting_runs
 from rwclib.claims import Claim
 from rwclib.comparisons import Comparison, Difference, Group, Level
 from rwclib.config import PROFILES
@@ -178,3 +178,35 @@ def test_the_weakest_level_is_the_one_nearest_to_the_edge():
     epochs = pd.DataFrame({"profile": ["quick"], "model": ["m"], "dataset": ["d"]})
     row = claims.scorecard(claims.details(table, epochs, [claim], ["quick"], {"value": "-"})).iloc[0]
     assert (row["verdict"], row["weakest"], row["unit"]) == ("holds", "b", "value")
+
+
+def test_captions_give_the_range_of_training_accuracies_and_count_who_is_not_judged(found):
+    small, large, learned, copies = dynamics.caption(found).split("\n")
+    assert small.startswith(
+        "LeNet-5: profile quick, width 64 of 64, 1,024 of 50,000 or 60,000 images, 20 epochs, 10 epochs of"
+    )
+    assert large.startswith("ResNet-18, VGG-19: profile quick, width 8 of 64")
+    assert learned.startswith(
+        "training top-1 at the end: LeNet-5 SGD 76-100%, Adam 81-100%; ResNet-18 SGD 93-100%, Adam 100%;"
+    )
+    assert learned.endswith("; shown, not judged: 2 of 54 have hardly learned")
+    assert copies.endswith("; Fashion-MNIST, MNIST: pixel-exact, original order")
+
+
+def test_what_is_retrained_from_a_network_that_has_hardly_learned_goes_with_it_and_is_drawn_hollow(found):
+    ends = dynamics.endings(found)
+    low = dynamics.moved(ends).query("~learned")
+    assert low[dynamics.CELL[:2]].drop_duplicates().to_numpy().tolist() == [["vgg19", "cifar10"], ["vgg19", "mnist"]]
+    again = dynamics.retrained(ends)
+    kept = again.query("~learned").groupby("perturbation")[dynamics.CELL].apply(lambda of: of.to_numpy().tolist())
+    assert kept["flip_sign"] == kept["distort:1e-06"] == low[dynamics.CELL].to_numpy().tolist()
+    same = dynamics.similarities(found).query("~learned")
+    assert set(same["model"]) == {"vgg19"}
+    table = dynamics.labelled(again[again["perturbation"] == "flip_sign"])
+    settings = {"x": "dataset", "y": "relative", "hue": "optimizer", "panel": "model", "ylabel": "y", "caption": "c"}
+    figure = plotting_runs.points(table, **settings)
+    hollow = [
+        sum(len(dots.get_offsets()) for dots in axes.collections if not len(dots.get_facecolor()))
+        for axes in figure.axes
+    ]
+    assert hollow == [0, 0, 2]

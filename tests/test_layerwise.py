@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rwclib import archive, plotting
 from rwclib.config import PROFILES
 from rwclib.errors import ConfigError
-from rwclib.studies import layerwise, layerwise_claims
+from rwclib.studies import base, layerwise, layerwise_claims
 
 
 def test_the_paper_profile_is_the_papers():
@@ -86,7 +87,7 @@ def test_all_twenty_figures_have_published_medians():
         assert set(rows["dataset"]) == {dataset}
     assert sorted(layerwise.FIGURES) == list(range(1, 21))
     assert set(published["figure"]) == set(layerwise.FIGURES)
-    assert set(published.loc[published["epochs"] == 20, "dataset"]) == {"mnist", "fashion_mnist"}
+    assert set(published["epochs"] == published["dataset"].map(layerwise.DRAWN).fillna(layerwise.EPOCHS)) == {True}
 
 
 def test_the_sixteen_claims_compare_groups_that_the_networks_have():
@@ -119,7 +120,7 @@ def test_the_published_figures_contradict_the_conclusions():
 def test_the_scorecard_is_complete_at_quick_and_says_on_which_copies_and_why_not():
     found = layerwise.tables(profile="quick")
     table = layerwise_claims.verdicts(found)
-    at_chance = {(model, dataset) for _, model, dataset in layerwise.learned(found)[1]}
+    at_chance = {(model, dataset) for _, model, dataset in base.learned(found)[1]}
     needed = {claim.id: claim.runs for claim in layerwise_claims.CLAIMS}
     for definition in ("Eq. 1", "elementwise"):
         rows = table[table["definition"] == definition].set_index("claim")
@@ -139,11 +140,11 @@ def test_the_scorecard_is_complete_at_quick_and_says_on_which_copies_and_why_not
 
 def test_runs_at_chance_are_told_from_those_that_learned():
     found = layerwise.tables(profile="quick", models=["resnet18"])
-    assert layerwise.learned(found)[1] == set()
+    assert base.learned(found)[1] == set()
     last = found.epochs["epoch"] == found.epochs["epoch"].max()
     one = last & (found.epochs["dataset"] == "cifar10") & (found.epochs["seed"] == 0)
     epochs = found.epochs.assign(train_top1=found.epochs["train_top1"].mask(one, 19.9))
-    kept, bad = layerwise.learned(replace(found, epochs=epochs))
+    kept, bad = base.learned(replace(found, epochs=epochs))
     assert bad == {("quick", "resnet18", "cifar10")}
     assert sorted(kept.runs.loc[kept.runs["dataset"] == "cifar10", "seed"]) == [42]
     assert len(kept.layers) == len(found.layers) * 7 // 8
@@ -168,7 +169,7 @@ def test_an_empty_archive_gives_empty_tables_and_no_error(tmp_path):
     assert tables.layers.empty
     assert list(layerwise.draw(tables, "resnet18", "cifar10", tmp_path, "x")) == []
     assert set(layerwise_claims.scorecard(tmp_path)["verdict"]) == {"not run"}
-    assert set(layerwise.group_means(tables, "resnet18")["source"]) == {"published"}
+    assert set(layerwise.group_medians(tables, "resnet18")["source"]) == {"published"}
     assert layerwise.shown(tables, "resnet18").empty
 
 
@@ -192,11 +193,23 @@ def test_a_diverged_run_enters_no_figure(tmp_path):
 def test_figure_numbers_are_those_of_the_archived_tables():
     tables = layerwise.tables(profile="quick")
     numbers = layerwise.figure_table(tables.layers, 7).set_index(["definition", "group"])
-    rows = tables.layers.query("dataset == 'mnist' and group == 'block2' and epoch > 1")
+    rows = tables.layers.query("model == 'resnet18' and dataset == 'mnist' and group == 'block2' and epoch > 1")
     assert numbers.loc[("Eq. 1", "block2"), "mean"] == pytest.approx(rows["rwc"].mean())
     assert numbers.loc[("elementwise", "block2"), "median"] == pytest.approx(rows["rwc_elementwise"].median())
     assert numbers.loc[("elementwise", "block2"), "published_median"] == 0.713
     assert np.isnan(numbers.loc[("Eq. 1", "block2"), "published_median"])
+
+
+def test_infinite_values_count_in_the_ranks_of_medians_and_not_in_means():
+    layers = layerwise.tables(profile="quick").layers
+    rows = layers.query("model == 'resnet18' and dataset == 'mnist' and group == 'block2' and epoch > 1").index
+    least = layers.loc[rows, "rwc"].nsmallest(len(rows) // 2 + 1).index
+    planted = layers.assign(rwc=layers["rwc"].mask(layers.index.isin(least[:-1]), np.inf))
+    row = layerwise.figure_table(planted, 7).set_index(["definition", "group"]).loc[("Eq. 1", "block2")]
+    assert row["infinite"] == len(rows) // 2
+    assert row["median"] == planted.loc[rows, "rwc"].median() > layers.loc[rows, "rwc"].median()
+    assert np.isfinite(row["mean"])
+    assert row["p90"] == np.inf
 
 
 def test_figures_draw_a_line_per_layer_and_carry_an_honest_caption(tmp_path):
@@ -207,14 +220,21 @@ def test_figures_draw_a_line_per_layer_and_carry_an_honest_caption(tmp_path):
         f"x_fig{n:02d}_cifar10_block{n}_block{n + 1}.{kind}" for n in (1, 2, 3) for kind in ("png", "pdf")
     }
     figure = drawn[0][1]
-    assert "profile quick: width 16 of 64, 2,048 images, 8 epochs, fp32, seeds 0, 42" in figure.get_supxlabel()
-    assert "data copy: pixel-exact but for 109" in figure.get_supxlabel()
+    size, learned, copy = figure.get_supxlabel().split("\n")
+    assert size == "profile quick: width 16 of 64, 2,048 of 50,000 images, 8 epochs (published: 150), fp32, seeds 0, 42"
+    assert learned == "training top-1 38%; band: range over seeds"
+    assert copy.startswith("data copy: pixel-exact but for 109")
     left, right = figure.axes
     assert sum(line.get_linewidth() == 0.6 for line in left.lines) == 4 + 5
     assert "Eq. 1" in left.get_ylabel()
     assert [line.get_ydata()[0] for line in right.lines if line.get_linestyle() == "--"] == [1.335, 1.606]
-    layer = tables.layers.query("dataset == 'cifar10' and layer == 'layer1.0.conv1.weight'")
-    np.testing.assert_allclose(left.lines[0].get_ydata(), layer.groupby("epoch")["rwc"].mean())
+    layer = tables.layers.query("model == 'resnet18' and dataset == 'cifar10' and layer == 'layer1.0.conv1.weight'")
+    of_seeds = layer.pivot(index="seed", columns="epoch", values="rwc")
+    np.testing.assert_allclose(left.lines[0].get_ydata(), np.exp(np.log(of_seeds).mean()))
+    block = tables.layers.query("model == 'resnet18' and dataset == 'cifar10' and group == 'block1'")
+    medians = block.pivot_table("rwc", "seed", "epoch", "median")
+    thick = next(line for line in left.lines if line.get_label() == "block1 median")
+    np.testing.assert_allclose(thick.get_ydata(), np.exp(np.log(medians).mean()))
 
 
 def test_figures_end_with_the_published_ones_and_say_so(tmp_path):
@@ -222,10 +242,11 @@ def test_figures_end_with_the_published_ones_and_say_so(tmp_path):
     shift = archive.Tables(
         tables.runs.assign(epochs=32), tables.layers.assign(epoch=tables.layers["epoch"] * 4), tables.epochs
     )
+    lengths = {"mnist": "the first 20 of 32 epochs (published: 20 of 150)", "cifar10": "32 epochs (published: 150)"}
     for dataset, last in (("mnist", 20), ("cifar10", 32)):
         _, figure, numbers = next(layerwise.draw(shift, "resnet18", dataset, tmp_path, "x"))
         assert max(line.get_xdata().max() for line in figure.axes[0].lines if line.get_linewidth() == 0.6) == last
-        assert ("the first 20 epochs are drawn" in figure.get_supxlabel()) == (last == 20)
+        assert lengths[dataset] in figure.get_supxlabel()
         rows = shift.layers.query("dataset == @dataset and group == 'block1' and epoch <= @last and epoch > 1")
         assert numbers["mean"].iloc[0] == pytest.approx(rows["rwc"].mean())
 
@@ -286,19 +307,44 @@ def test_a_data_set_that_cannot_be_had_is_named_and_left_out(tmp_path, monkeypat
     assert [number for number, _, _ in layerwise.draw(tables, "resnet18", datasets[0], tmp_path, "x")] == [10, 11, 12]
 
 
-def test_group_means_are_drawn_on_a_log_axis_with_the_published_ones():
-    means = layerwise.group_means(layerwise.tables(profile="quick"), "resnet18")
-    figure = plotting.group_means(means, title="t", caption="c")
+def test_group_medians_are_drawn_on_a_log_axis_with_the_published_ones():
+    found = layerwise.tables(profile="quick")
+    medians = layerwise.group_medians(found, "resnet18")
+    figure = plotting.group_medians(medians, title="t", caption="c")
     assert [axes.get_title() for axes in figure.axes] == [
-        f"{name}\n(quick)" for name in ("CIFAR-10", "CIFAR-100", "MNIST", "Fashion-MNIST")
+        "CIFAR-10\ntraining top-1 38%",
+        "CIFAR-100\ntraining top-1 9%\nshown, not judged:\nhas hardly learned",
+        "MNIST\ntraining top-1 96%",
+        "Fashion-MNIST\ntraining top-1 86%",
     ]
+    rows = found.layers.query("model == 'resnet18' and dataset == 'mnist' and group == 'block3' and seed == 42")
+    value = medians.query("dataset == 'mnist' and group == 'block3' and seed == 42 and source == 'Eq. 1'")["value"]
+    assert value.item() == rows.query("1 < epoch <= 20")["rwc"].median()
     assert all(axes.get_yscale() == "log" for axes in figure.axes)
-    table = means.pivot_table("value", ["dataset", "source"], "group")
+    table = medians.pivot_table("value", ["dataset", "source"], "group", lambda seeds: np.exp(np.log(seeds).mean()))
     for axes, dataset in zip(figure.axes, layerwise.DATASETS, strict=True):
         lines = [line for line in axes.lines if line.get_linestyle() != "None"]  # the others carry the error bars
         for line, source in zip(lines, ("Eq. 1", "elementwise", "published"), strict=True):
             np.testing.assert_allclose(line.get_ydata().astype(float), table.loc[(dataset, source)])
-    assert set(means["source"]) == {"Eq. 1", "elementwise", "published"}
-    alexnet = layerwise.group_means(layerwise.tables(profile="quick"), "alexnet")
-    assert alexnet.loc[alexnet["dataset"] == "cifar10", "panel"].iloc[0] == "CIFAR-10\n(quick, at chance)"
-    assert list(dict.fromkeys(alexnet["group"])) == ["early", "middle", "late"]
+    assert set(medians["source"]) == {"Eq. 1", "elementwise", "published"}
+    assert list(dict.fromkeys(layerwise.group_medians(found, "alexnet")["group"])) == ["early", "middle", "late"]
+
+
+def test_the_overviews_caption_says_how_far_the_runs_are_from_the_published_ones():
+    _, colour, grey, copies = layerwise.overview_caption(layerwise.tables(profile="quick"), "resnet18").split("\n")
+    assert colour == (
+        "CIFAR-10, CIFAR-100: quick, width 16 of 64, 2,048 of 50,000 images, 8 epochs (published: 150), seeds 0, 42"
+    )
+    assert grey.startswith(
+        "MNIST, Fashion-MNIST: quick, width 16 of 64, 2,048 of 60,000 images, 8 epochs (published: 20 of 150)"
+    )
+    assert copies.startswith("data copies: CIFAR-10: pixel-exact but for 109 of 60,000 images")
+
+
+def test_it_is_said_which_runs_are_shown_but_not_judged():
+    last = pd.DataFrame({"dataset": ["cifar10"] * 3, "train_top1": [32.4, 32.6, 99.0]})  # the line is at 32.5%
+    assert base.progress(last) == "training top-1 55%; shown, not judged: 1 of 3 has hardly learned"
+    assert base.progress(last[1:]) == "training top-1 66%"
+    assert base.progress(last[:1], "low") == "training top-1 low; shown, not judged: has hardly learned"
+    runs = pd.DataFrame({"dataset": ["cifar10", "mnist"], "width": 64, "images": [50_000, 60_000]})
+    assert base.size(runs) == "width 64 of 64, all 50,000 or 60,000 images"

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage, stats
 
-from rwclib import RunConfig, archive, data, models, softness
+from rwclib import RunConfig, archive, data, models, plotting_filters, softness
 from rwclib.config import PROFILES
 from rwclib.errors import ConfigError
 from rwclib.recording import GRID, LEVELS
@@ -291,3 +291,28 @@ def test_sessions_on_other_images_are_not_judged_as_cifar_10s():
 
 def test_a_config_of_another_study_is_not_touched_by_iterations():
     assert "iterations" not in RunConfig(model="lenet5", dataset="mnist").canonical_json()
+
+
+def test_r_squared_is_drawn_as_bars_of_the_printed_picture_and_a_dot_for_every_one(found):
+    rng, rows = np.random.default_rng(0), []
+    for panel in ("conv1", "conv2, image"):
+        for model in softness.MODELS:
+            for image, printed in study.PRINTED.items():
+                r2 = rng.uniform(size=5)
+                r2[printed] = 0.99 if panel == "conv1" else 0.0
+                rows += [(panel, model, image, k, k == printed, value) for k, value in enumerate(r2)]
+    table = pd.DataFrame(rows, columns=["panel", "model", "image", "picture", "printed", "r2"]).sample(
+        frac=1, random_state=0
+    )
+    figure = plotting_filters.fit_bars(
+        table.sort_values("panel"), title="t", caption="c", published={"conv1 power bird": 0.5}
+    )
+    left, right = figure.axes
+    assert {bar.get_height() for bar in left.patches} == {0.99}
+    dots = {tuple(line.get_ydata()) for line in right.lines}
+    assert dots == {
+        tuple(of.sort_values("picture")["r2"]) for _, of in table[table["panel"] != "conv1"].groupby(["model", "image"])
+    }
+    assert [line.get_ydata()[0] for line in left.lines if line.get_marker() == "D"] == [0.5]
+    text = study.r_squared_caption(found, table.sort_values("panel"))
+    assert "place of this bird among the 5 by R² of the power model: conv1: 1; conv2, image: 5" in text

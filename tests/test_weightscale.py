@@ -175,3 +175,29 @@ def test_depthwise_layers_deep_in_the_network_move_less_at_32_pixels_than_at_a_l
     small, large = [name for name in table.columns if name.endswith("px")]
     ratio = table[small] / table[large]
     assert ratio[table["stage"] >= 4].median() < 0.7 < ratio[table["stage"] < 3].median()
+
+
+def test_captions_say_how_deep_the_network_is_and_how_far_it_has_learned():
+    found = weightscale.tables(profile="quick")
+    _, efficient, copy = weightscale.caption(found, ["efficientnet_b4"], "cifar10").split("\n")
+    assert efficient == (
+        "EfficientNet-B4, half as deep (16 of 32 depthwise layers), profile quick: width 8 of 64, 2,048 of 50,000 images, "
+        "25 epochs (published: 25), fp32, seed 0; training top-1 21%; shown, not judged: has hardly learned"
+    )
+    assert copy.startswith("data copy: pixel-exact")
+    resnet = weightscale.caption(found, ["resnet34"], "cifar10")
+    assert "deep" not in resnet
+    assert resnet.split("\n")[1].endswith("; training top-1 56%")
+    full = found.layers.query("model == 'efficientnet_b4' and group == 'DW'")
+    twice = pd.concat([full, full.assign(layer=full["layer"] + "b")])
+    assert weightscale._depth(twice) == weightscale._depth(found.layers.query("model == 'resnet34'")) == ""
+
+
+def test_the_pairs_caption_gives_both_accuracies():
+    pair = base.load(weightscale.resolutions, profile="quick")
+    text = weightscale.resolution_caption(pair, weightscale.resolution_table(pair))
+    assert text.startswith(
+        "CIFAR-10, EfficientNet-B4, half as deep (16 of 32 depthwise layers), profile quick: width 8 of 64"
+    )
+    assert "6 epochs (published: 25)" in text
+    assert "training top-1 13% (32 px), 19% (64 px); shown, not judged: has hardly learned\n" in text

@@ -155,14 +155,16 @@ def test_every_published_partition_is_a_fixed_point_of_the_published_inertia(arr
 
 @needs_arrays
 def test_scree_values_agree_with_an_independent_computation(arrays):
+    """That is the best of 50 starts of k-means, to four decimals: never less than the search finds, up to a tenth more."""
     for of in weightscale_audit.published()[0]:
         rows = arrays[(arrays["model"] == of["model"]) & (arrays["dataset"] == of["dataset"])]
         curves = weightscale.curves(rows, of["group"], "rwc_elementwise").to_numpy()
-        found = clustering.scree(curves, n_init=50)["inertia"].to_numpy()
-        assert found == pytest.approx(of["scree"], rel=1e-3)
-        if of["group"] == "all":
-            flat = clustering.scree(clustering.project(curves), n_init=50)["inertia"].to_numpy()
-            assert flat == pytest.approx(of["scree_2d"], rel=1e-3)
+        table = weightscale.scree(curves)
+        for space, known in (("epochs", np.array(of["scree"])), ("2-D", np.array(of["scree_2d"]))):
+            found = table.loc[table["space"] == space, "inertia"].to_numpy()
+            assert (found <= known * (1 + 1e-3) + 1e-4).all()
+            assert (found >= known * 0.9 - 1e-4).all()
+            assert found[:2] == pytest.approx(known[:2], rel=1e-4, abs=1e-4)
 
 
 @needs_arrays
@@ -181,6 +183,8 @@ def test_published_partitions_are_found_again_but_not_by_every_seed(arrays):
     assert len(table) == 10
     assert table["fixed point"].all()
     assert (table["best"] <= table["inertia"] + 1e-9).all()
+    searched = [529.0968, 818.4594, 0.8707, 60.2890, 16.2792, 54.6104, 54.6686, 767.7215, 245.1596, 822.3715]
+    assert table["best"].tolist() == pytest.approx(searched, abs=1e-4)  # 6,000 starts of another program, in C
     resnets = table[table["model"] == "resnet34"]
     assert resnets["largest"].to_numpy() == pytest.approx(1.0)  # label by label
     assert resnets["published sizes"].tolist() == resnets["best sizes"].tolist() == [[1, 2, 14, 18], [1, 4, 14, 16]]

@@ -152,7 +152,10 @@ def together(lines: Iterable[tuple[str, str]]) -> list[str]:
 
 def copies(runs: pd.DataFrame) -> str:
     """The data copies of runs, each in few words."""
-    notes = {(data.get(name).title, note.split(";")[0]) for name, note in zip(runs["dataset"], runs["data_note"], strict=True)}
+    notes = {
+        (data.get(name).title, note.split(";")[0])
+        for name, note in zip(runs["dataset"], runs["data_note"], strict=True)
+    }
     return f"data copies: {'; '.join(together(sorted(notes)))}"
 
 

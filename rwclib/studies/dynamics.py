@@ -194,9 +194,8 @@ def moved(ends: pd.DataFrame) -> pd.DataFrame:
     """
     rows = shown(ends[ends["perturbation"] == "none"])
     rows["relative"] = rows["distance_start"] / rows["norm_start"]
-    return rows[
-        [*CELL, "profile", "seed", *THRESHOLDS, "norm_start", "norm", "distance_start", "relative", "test_top1", "learned"]
-    ]
+    measured = ["norm_start", "norm", "distance_start", "relative", "test_top1", "learned"]
+    return rows[[*CELL, "profile", "seed", *THRESHOLDS, *measured]]
 
 
 def steps(found: archive.Tables) -> pd.DataFrame:
@@ -321,17 +320,23 @@ def drifts(found: archive.Tables) -> pd.DataFrame:
 
 def caption(found: archive.Tables) -> str:
     """Size, seeds, training accuracies and data copies of the runs that a figure shows, networks of one size in one line."""
-    rows = shown(found.runs).merge(archive.last_epochs(found.epochs)[["profile", "hash", "train_top1"]], on=["profile", "hash"])
-    again, sizes, ranges = rows["perturbation"] != "none", [], []
+    last = archive.last_epochs(found.epochs)[["profile", "hash", "train_top1"]]
+    rows, sizes, ranges = shown(found.runs).merge(last, on=["profile", "hash"]), [], []
+    again = rows["perturbation"] != "none"
     for (model, profile), of in rows.groupby(["model", "profile"], sort=False):
-        epochs = [f"{part['epochs'].max()} epochs{' of retraining' * bool(retrained)}" for retrained, part in of.groupby(again)]
+        lengths = {"": of.loc[~again[of.index], "epochs"], " of retraining": of.loc[again[of.index], "epochs"]}
+        epochs = [f"{length.max()} epochs{kind}" for kind, length in lengths.items() if len(length)]
         seeds = [str(seed) for seed in sorted(of["seed"].unique())]
         settings = f"{', '.join(epochs)}, {of['precision'].iloc[0]}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
         sizes.append((MODELS[model], f"profile {profile}, {base.size(of)}, {settings}"))
     for model, of in labelled(rows[~again]).groupby("model", sort=False):
-        tops = of["train_top1"].round().astype(int).groupby(of["optimizer"], sort=False).unique()
-        ranges.append(f"{model} " + ", ".join(f"{kind} {'-'.join(map(str, sorted({min(top), max(top)})))}%" for kind, top in tops.items()))
-    return "\n".join([*base.together(sizes), base.progress(rows[~again], f"at the end: {'; '.join(ranges)}"), base.copies(found.runs)])
+        tops = [
+            (kind, sorted(top.round().astype(int))) for kind, top in of.groupby("optimizer", sort=False)["train_top1"]
+        ]
+        words = [f"{kind} {top[0]}-{top[-1]}%" if top[0] < top[-1] else f"{kind} {top[0]}%" for kind, top in tops]
+        ranges.append(f"{model} {', '.join(words)}")
+    learned = base.progress(rows[~again], f"at the end: {'; '.join(ranges)}")
+    return "\n".join([*base.together(sizes), learned, base.copies(found.runs)])
 
 
 def heat_maps(found: archive.Tables, dataset: str, init: str = INITS[0]) -> list[tuple[str, np.ndarray]]:

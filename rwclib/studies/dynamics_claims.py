@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rwclib import archive, claims, features
+from rwclib import archive, claims
 from rwclib.claims import SHARE_MARGIN, Cell, Claim, Comparison, level, ratio
 from rwclib.studies import base, dynamics, scoring
 
@@ -82,7 +82,8 @@ def judged(found: archive.Tables) -> archive.Tables:
 
 def positive_r(penultimate: np.ndarray) -> float:
     """Mean of the positive correlations between different features, of (images, features); NaN without any."""
-    matrix = features.correlation(penultimate.astype(np.float64))
+    x = penultimate.astype(np.float64)
+    matrix = np.corrcoef(x[:, x.std(0) > 0], rowvar=False)
     above = matrix[np.triu_indices(len(matrix), 1)]
     return float(above[above > 0].mean()) if (above > 0).any() else float("nan")
 

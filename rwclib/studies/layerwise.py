@@ -12,7 +12,7 @@ from rwclib import archive, claims, data, plotting
 from rwclib.config import RunConfig, check_profile
 from rwclib.errors import ConfigError
 from rwclib.studies import base
-from rwclib.studies.base import best, caption, learned, shown
+from rwclib.studies.base import best, caption, shown
 
 STUDY = "layerwise"
 DATASETS = ("cifar10", "cifar100", "mnist", "fashion_mnist")

@@ -100,12 +100,17 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def values(found: archive.Tables, metrics: Mapping[str, str] = DEFINITIONS) -> pd.DataFrame:
-    """Logarithms of each group's median over layers and drawn epochs, and accuracies less the published; as `claims.details`."""
+def values(found: archive.Tables, metrics: Mapping[str, str] = DEFINITIONS, statistic: str = "median") -> pd.DataFrame:
+    """Logarithms of each group's median over layers and drawn epochs, and accuracies less the published; as `claims.details`.
+
+    With `statistic="mean"` means of the finite values, which notebook 04 shows beside.
+    """
     layers, keys = layerwise.drawn(found.layers), ["profile", "model", "dataset", "group", "seed"]
     layers = layers[[group in GROUPS.get(model, ()) for model, group in zip(layers["model"], layers["group"], strict=True)]]
-    medians = layers.groupby(keys, sort=False)[list(metrics)].median().rename(columns=metrics)
-    change = np.log(medians).melt(var_name="definition", ignore_index=False).reset_index().assign(quantity="change")
+    if statistic == "mean":
+        layers = layers.replace(float("inf"), np.nan)
+    center = layers.groupby(keys, sort=False)[list(metrics)].agg(statistic).rename(columns=metrics)
+    change = np.log(center).melt(var_name="definition", ignore_index=False).reset_index().assign(quantity="change")
     last = archive.last_epochs(found.epochs)
     published = [layerwise.MODELS[model]["top1"].get(on, np.nan) for model, on in zip(last["model"], last["dataset"], strict=True)]
     top1 = last.assign(definition="-", quantity="accuracy", group="test top-1", value=last["test_top1"] - published)
@@ -113,10 +118,14 @@ def values(found: archive.Tables, metrics: Mapping[str, str] = DEFINITIONS) -> p
 
 
 def details(
-    found: archive.Tables, models: Sequence[str] = tuple(GROUPS), metrics: Mapping[str, str] = DEFINITIONS
+    found: archive.Tables,
+    models: Sequence[str] = tuple(GROUPS),
+    metrics: Mapping[str, str] = DEFINITIONS,
+    statistic: str = "median",
 ) -> pd.DataFrame:
     """Every comparison of the claims, as far as they speak of `models` alone; as `scoring.details`."""
-    return scoring.details(found, scoring.under(claims.about(CLAIMS, models), metrics), lambda of: values(of, metrics))
+    about = scoring.under(claims.about(CLAIMS, models), metrics)
+    return scoring.details(found, about, lambda of: values(of, metrics, statistic))
 
 
 def verdicts(

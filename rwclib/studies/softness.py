@@ -198,9 +198,8 @@ def caption(found: archive.Tables) -> str:
 def r_squared_caption(found: archive.Tables, table: pd.DataFrame) -> str:
     """`caption`, with which bird the bars of `plotting_filters.fit_bars` are, and how its power law ranks among all birds'."""
     power = table[(table["model"] == "power") & (table["image"] == "bird")]
-    rank = power.groupby("panel", sort=False)["r2"].rank(ascending=False)[power["printed"]]
-    places = "; ".join(f"{panel}: {place:.0f}" for panel, place in zip(power.loc[rank.index, "panel"], rank, strict=True))
-    count = power["picture"].nunique()
+    count, power = power["picture"].nunique(), power.assign(place=power.groupby("panel")["r2"].rank(ascending=False))
+    places = "; ".join(f"{of.panel}: {of.place:.0f}" for of in power[power["printed"]].itertuples())
     return (
         f"bars: the second softest of {count} birds (softer than 15 of 16 in the test set), and one static image; dots: all "
         f"pictures, birds from soft to hard\nplace of this bird among the {count} by R² of the power model: {places}\n{caption(found)}"

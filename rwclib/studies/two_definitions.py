@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from rwclib import archive, claims, data, metrics, models
-from rwclib.studies import layerwise, layerwise_claims
+from rwclib.studies import base, layerwise, layerwise_claims
 from rwclib.tracker import weight_tensors
 
 MEASURES = claims.DEFINITIONS | {"rwc_median": "median"}  # the last of at most 4,096 weights of a layer
@@ -78,75 +78,90 @@ def infinities(found: archive.Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def layer_means(found: archive.Tables) -> pd.DataFrame:
-    """Each layer's mean of every measure over seeds and the epochs after the first, finite values only.
+def layer_medians(found: archive.Tables) -> pd.DataFrame:
+    """Each layer's median of every measure over seeds and the drawn epochs after the first, infinite values in the ranks.
 
     Columns: model, dataset, profile, group, layer, depth, size (weights in the tensor), then one per measure.
     """
-    rows = _drawn(found)
-    rows = rows[rows["epoch"] > 1].replace([np.inf, -np.inf], np.nan)
+    rows = layerwise.drawn(_drawn(found))
     keys = ["model", "dataset", "profile", "group", "layer", "depth", "size"]
-    return rows.groupby(keys, sort=False)[list(MEASURES)].mean().rename(columns=MEASURES).reset_index()
+    return rows.groupby(keys, sort=False)[list(MEASURES)].median().rename(columns=MEASURES).reset_index()
 
 
 def caption(found: archive.Tables) -> str:
-    """Per data set, a line with each model's profile and seeds, and the data copy."""
-    shown = pd.concat([layerwise.shown(found, model).assign(model=model) for model in layerwise.MODELS])
-    lines = ["epochs after the first, mean over seeds, finite values only"]
+    """Profiles and seeds, training accuracies and data copies of the runs of all models on all data sets."""
+    names = {model: settings["title"] for model, settings in layerwise.MODELS.items()}
+    shown = pd.concat([layerwise.shown(found, model).assign(model=names[model]) for model in names])
+    sizes, tops = [], []
     for dataset, rows in shown.groupby("dataset", sort=False):
-        runs = ", ".join(f"{row.model} {row.profile} (seeds {row.seeds})" for row in rows.itertuples())
-        lines.append(f"{data.get(dataset).title}: {runs}; copy {rows['data copy'].iloc[0].split(';')[0]}")
-    return "\n".join(lines)
+        title, settings = data.get(dataset).title, rows["profile"] + ", seeds " + rows["seeds"]
+        sizes.append((title, "; ".join(base.together(zip(rows["model"], settings, strict=True)))))
+        hardly = rows["learned"].str.startswith("0").map({True: " (has hardly learned)", False: ""})
+        tops.append(f"{title} " + ", ".join(rows["model"] + " " + rows["train_top1"].map("{:.0f}%".format) + hardly))
+    return "\n".join([
+        "medians over the seeds and epochs drawn, from the second on, infinite values in their ranks",
+        *base.together(sizes), f"training top-1: {'; '.join(tops)}", base.copies(shown.rename(columns={"data copy": "data_note"})),
+    ])  # fmt: skip
 
 
-def agreement(means: pd.DataFrame) -> pd.DataFrame:
+def agreement(medians: pd.DataFrame) -> pd.DataFrame:
     """How far the measures agree on the order of a network's layers, one row per model and data set.
 
     Args:
-        means: as `layer_means` gives them.
+        medians: as `layer_medians` gives them.
 
     Returns:
         Spearman's rank correlation over the layers between each pair of measures, and the median over the layers of
-        elementwise mean / Eq. 1.
+        elementwise / Eq. 1.
     """
     rows = []
-    for (model, dataset, profile), of in means.groupby(["model", "dataset", "profile"], sort=False):
+    for (model, dataset, profile), of in medians.groupby(["model", "dataset", "profile"], sort=False):
         rank = of[list(MEASURES.values())].corr(method="spearman")
         rows.append({
             "model": model, "dataset": dataset, "profile": profile, "layers": len(of),
-            "Eq. 1 ~ mean": rank.loc["Eq. 1", "elementwise"],
+            "Eq. 1 ~ elementwise": rank.loc["Eq. 1", "elementwise"],
             "Eq. 1 ~ median": rank.loc["Eq. 1", "median"],
-            "mean ~ median": rank.loc["elementwise", "median"],
-            "mean / Eq. 1": (of["elementwise"] / of["Eq. 1"]).median(),
+            "elementwise ~ median": rank.loc["elementwise", "median"],
+            "elementwise / Eq. 1": (of["elementwise"] / of["Eq. 1"]).median(),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def effects(found: archive.Tables) -> pd.DataFrame:
-    """Every comparison's effect (ratio) under each measure, and that of the published medians (elementwise values).
+def _largest(parts: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each comparison at the largest profile at which it was run."""
+    keys = ["claim", "comparison"]
+    place = parts.groupby(keys, sort=False).ngroup()  # of the claims' own order
+    run = parts.assign(place=place)[(parts["verdict"] != "not run") & (parts["definition"] != "-")]
+    largest = run.groupby(keys)["profile"].transform("last")
+    return run[run["profile"] == largest].sort_values("place", kind="stable")
 
-    Columns: claim, comparison, one per measure, `published`.
+
+def effects(found: archive.Tables) -> pd.DataFrame:
+    """Every comparison's ratio under each measure, from group medians, and that of the published medians (elementwise values).
+
+    Columns: claim, comparison, profile, one per measure, `elementwise, means` (from group means of finite values, which
+    single spikes lift), `published`.
     """
-    parts = layerwise_claims.details(found, metrics=MEASURES).query(
-        "definition != '-'"
-    )  # accuracies have no definition
-    wide = parts.pivot_table("effect", ["claim", "comparison", "profile"], "definition", sort=False, dropna=False)
-    wide = wide.dropna(how="all").reindex(columns=list(MEASURES.values())).reset_index().rename_axis(columns=None)
-    wide = wide.drop(columns="profile")
-    published = layerwise_claims.published_details()[["claim", "comparison", "effect"]]
-    return wide.merge(published.rename(columns={"effect": "published"}), how="left")
+    keys = ["claim", "comparison"]
+    parts = _largest(layerwise_claims.details(found, metrics=MEASURES))
+    wide = parts.pivot_table("effect", [*keys, "profile"], "definition", sort=False).reindex(
+        columns=list(MEASURES.values())
+    )
+    means = _largest(layerwise_claims.details(found, statistic="mean")).query("definition == 'elementwise'")
+    published = layerwise_claims.published_details()
+    for name, table in (("elementwise, means", means), ("published", published)):
+        wide = wide.join(table.set_index(keys)["effect"].rename(name), on=keys)
+    return wide.rename_axis(columns=None).reset_index()
 
 
 def verdicts(found: archive.Tables) -> pd.DataFrame:
-    """Every claim's verdict under each measure, and that of the published medians: claim, profile, one column each."""
+    """Every claim's verdict under each measure at the largest profile that judges it, and that of the published medians."""
     table = layerwise_claims.verdicts(found, metrics=MEASURES).query("definition != '-'")
-    wide = table.pivot(index="claim", columns="definition", values="verdict").loc[table["claim"].unique()]
+    largest = table.drop_duplicates(["claim", "definition"])
+    wide = largest.pivot(index="claim", columns="definition", values="verdict").loc[largest["claim"].unique()]
     wide = wide[list(MEASURES.values())].rename_axis(columns=None)
-    published = (
-        layerwise_claims.published_details().groupby("claim")["verdict"].agg(lambda part: claims.of_all(set(part)))
-    )
-    wide["published"] = published
-    wide.insert(0, "profile", table.groupby("claim")["profile"].first())
+    wide["published"] = claims.verdicts(layerwise_claims.published_details()).set_index("claim")["verdict"]
+    wide.insert(0, "profile", largest.groupby("claim")["profile"].first())
     return wide.reset_index()
 
 
@@ -159,9 +174,9 @@ def tie_breaker(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         claim, the three verdicts, and `median sides with`: `Eq. 1`, `elementwise` or `neither`.
     """
-    one, mean, median = MEASURES.values()
-    rows = table.loc[table[one] != table[mean], ["claim", one, mean, median]]
-    sides = np.select([rows[median] == rows[one], rows[median] == rows[mean]], [one, mean], "neither")
+    one, elementwise, median = MEASURES.values()
+    rows = table.loc[table[one] != table[elementwise], ["claim", one, elementwise, median]]
+    sides = np.select([rows[median] == rows[one], rows[median] == rows[elementwise]], [one, elementwise], "neither")
     return rows.assign(**{"median sides with": sides})
 
 

@@ -155,8 +155,8 @@ class Panel:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(layers,) int, from the cluster that moves least; the best of 50 starts, since ten often end in a worse one."""
-        found = clustering.cluster(self.curves.to_numpy(), self.k, n_init=50)
+        """(layers,) int, from the cluster that moves least; of least inertia, which one random start in fifty may find."""
+        found = clustering.least(self.curves.to_numpy(), self.k)[self.k]
         return np.argsort(np.argsort(found.centroids.mean(1)))[found.labels]
 
     @property
@@ -281,10 +281,12 @@ def scree_table(found: archive.Tables, models: Sequence[str], datasets: Sequence
 def scree(curves: np.ndarray) -> pd.DataFrame:
     """`clustering.choose_k` on curves and, as the paper's scree plots do it, on their first two principal components.
 
+    Least inertias, not those of a few random starts: these hang on the seed, and the elbow on them.
+
     Columns: space (`epochs`, `2-D`), k, inertia, share (of the inertia of one cluster), silhouette, elbow, best.
     """
     spaces = {"epochs": curves, "2-D": clustering.project(curves)}
-    tables = {space: clustering.choose_k(points, n_init=5) for space, points in spaces.items()}
+    tables = {space: clustering.choose_k(points, n_init=None) for space, points in spaces.items()}
     return pd.concat(
         [
             table.assign(space=space, share=table["inertia"] / table["inertia"].iloc[0])

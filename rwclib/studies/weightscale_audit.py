@@ -33,13 +33,13 @@ def recluster(arrays: pd.DataFrame, n_init: int = 10, repeats: int = 20) -> pd.D
 
     Args:
         arrays: tidy tables of released arrays.
-        n_init: starts of each clustering.
+        n_init: starts of each seed's clustering.
         repeats: seeds tried.
 
     Returns:
         model, dataset, group, layers, k; `published sizes`; `fixed point`: whether k-means would leave the published
-        partition as it is; its inertia, and the least found (`best`), with `best sizes`; adjusted Rand index of the seeds'
-        partitions with the published one: least, median, largest.
+        partition as it is; its inertia, and the least there is (`best`, of `clustering.least`), with `best sizes`; adjusted
+        Rand index of the seeds' partitions with the published one: least, median, largest.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -51,7 +51,7 @@ def recluster(arrays: pd.DataFrame, n_init: int = 10, repeats: int = 20) -> pd.D
             continue
         there = clustering.partition(curves, known)
         tried = [clustering.cluster(curves, of["k"], seed, n_init) for seed in range(repeats)]
-        best = min(tried, key=lambda found: found.inertia)
+        best = clustering.least(curves, of["k"])[of["k"]]
         scores = [adjusted_rand_score(known, found.labels) for found in tried]
         rows.append({
             **{key: of[key] for key in ("model", "dataset", "group")}, "layers": len(known), "k": of["k"],
@@ -72,7 +72,7 @@ def centroids(arrays: pd.DataFrame) -> pd.DataFrame:
         curves, _ = _panel(arrays, published()[1], of)
         if curves is None or "centroids" not in of:
             continue
-        found = clustering.cluster(curves, of["k"], n_init=200)
+        found = clustering.least(curves, of["k"])[of["k"]]
         ours = sorted(zip(found.centroids[:, :2].tolist(), found.sizes, strict=True))
         theirs = sorted(zip(of["centroids"], of["sizes"], strict=True))
         for (a, size), (b, printed) in zip(ours, theirs, strict=True):
