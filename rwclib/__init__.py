@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "RWCTracker", "RunConfig", "RwcError", "__version__", "archive", "claims", "clustering", "comparisons", "data", "errors",
+    "RWCTracker", "RunConfig", "RwcError", "__version__", "archive", "claims", "clustering", "data", "errors",
     "features", "metrics", "models", "perturbation", "plotting", "recheck", "softness", "studies", "sweep", "training",
 ]  # fmt: skip
 

@@ -137,12 +137,13 @@ class Claim:
 
 
 def about(claims: Sequence[Claim], models: Sequence[str]) -> list[Claim]:
-    """The claims as far as they speak of nothing but these models."""
-    kept = [
-        (claim, tuple(part for part in claim.comparisons if {cell.model for cell in part.cells} <= set(models)))
-        for claim in claims
-    ]
-    return [replace(claim, comparisons=parts) for claim, parts in kept if parts]
+    """The claims as far as they speak of nothing but these models; the text of one that is cut down says so."""
+    kept = []
+    for claim in claims:
+        parts = tuple(part for part in claim.comparisons if {cell.model for cell in part.cells} <= set(models))
+        note = "" if len(parts) == len(claim.comparisons) else f" (here: {', '.join(models)} alone)"
+        kept += [replace(claim, comparisons=parts, text=claim.text + note)] if parts else []
+    return kept
 
 
 @dataclass(frozen=True)
@@ -324,11 +325,12 @@ def details(
     for claim in claims:
         parts = [*claim.comparisons, claim.mean] if claim.in_general else claim.comparisons
         for definition in claim.definitions:
-            for profile in [name for name in profiles if claim.profile in (None, name)]:
+            for profile in profiles:
                 here = {key[2:]: table for key, table in tables.items() if key[:2] == (profile, definition)}
                 for number, part in enumerate(parts):
                     mean = claim.in_general and number == len(claim.comparisons)
-                    found = interval(part, here, pooled(definition, profile))
+                    able = claim.profile in (None, profile)
+                    found = interval(part, here, pooled(definition, profile)) if able else None
                     word, margin = verdict(part, found, 1 if mean else len(claim.comparisons))
                     low, high = found.bounds() if found else (np.nan, np.nan)
                     effect = found.effect if found else np.nan

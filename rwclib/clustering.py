@@ -231,7 +231,7 @@ def labels(rwc: np.ndarray, k: int, method: str = "k-means", seed: int = 0) -> n
     Raises:
         ConfigError: k below 1 or above the number of distinct layers; unknown method.
     """
-    from sklearn.cluster import HDBSCAN, AgglomerativeClustering
+    from sklearn.cluster import AgglomerativeClustering
 
     array = _checked(rwc)
     _check_k(array, k)
@@ -243,7 +243,25 @@ def labels(rwc: np.ndarray, k: int, method: str = "k-means", seed: int = 0) -> n
         return np.zeros(len(array), dtype=int)
     if method == "agglomerative":
         return AgglomerativeClustering(k).fit_predict(array)
-    return HDBSCAN(min_cluster_size=min(3, len(array)), copy=True).fit_predict(array)
+    return _hdbscan(array, min(3, len(array)))
+
+
+def _hdbscan(array: np.ndarray, fewest: int) -> np.ndarray:
+    """HDBSCAN of clusters of `fewest` layers and more, without ties.
+
+    It merges in the order of distances that are at least that to the `fewest`-th neighbour, so that many are equal; which of
+    them comes first changes labels, and depends on how a processor sorts. Here it is that of the earlier layers.
+    """
+    from scipy.spatial.distance import pdist, squareform
+    from sklearn.cluster import HDBSCAN
+
+    away = squareform(pdist(array))
+    dense = np.sort(away)[:, fewest - 1]
+    first, second = np.triu_indices(len(array), 1)
+    order = squareform((second * len(array) + first) / len(array) ** 2)
+    reach = np.maximum(away, np.maximum.outer(dense, dense)) * (1 + 1e-9 * order)
+    np.fill_diagonal(reach, 0)
+    return HDBSCAN(fewest, min_samples=1, metric="precomputed", copy=True).fit_predict(reach)
 
 
 def stability(rwc: np.ndarray, k: int, method: str = "k-means", repeats: int = 20, seed: int = 0) -> pd.DataFrame:

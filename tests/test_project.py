@@ -25,7 +25,7 @@ PINS = dict(
 # DESIGN: imports point down this list, never up
 ORDER = [
     "errors", "sharding", "metrics", "models", "data", "config", "tracker", "clustering", "perturbation", "features", "softness", "recording", "plotting",
-    "plotting_runs", "plotting_filters", "locks", "archive", "exchange", "weights", "parents", "comparisons", "claims", "scorecards", "checkpoint", "steps", "measurement", "training", "progress", "sweep", "recheck", "planning", "executors", "studies", "notebooks", "report", "cli_stores", "cli",
+    "plotting_runs", "plotting_filters", "locks", "archive", "exchange", "weights", "parents", "claims", "scorecards", "checkpoint", "steps", "measurement", "training", "progress", "sweep", "recheck", "planning", "executors", "studies", "notebooks", "report", "cli_stores", "cli",
 ]  # fmt: skip
 
 

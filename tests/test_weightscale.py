@@ -1,5 +1,7 @@
 """Study 2: its runs, clustered curves, tables and claims, on the archive and on planted tables."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,31 +115,143 @@ def test_panels_leave_out_first_and_last_layer_and_number_clusters_from_the_leas
     assert "layer5" in table.loc[table["definition"] == "elementwise", "names"].iloc[-1]
 
 
-def test_outlier_clusters_and_their_surroundings_become_groups():
-    found = weightscale_claims.spiking(planted())
-    assert set(found.loc[found["group"] == "spiking", "layer"]) == {"layer5"}
-    assert set(found.loc[found["group"] == "surrounding", "layer"]) == {f"layer{i}" for i in (2, 3, 4, 6, 7, 8)}
-    assert weightscale_claims.spiking(planted(model="efficientnet_b4")).empty
+def resnets(dataset, change, spike=1.0, models=weightscale.RESNETS, seeds=(0, 42)):
+    """Runs whose layer at each depth from 2 to 21 (five to a block) changes by `change(depth)`.
+
+    `spike`: by how much more layer5 changes in three epochs, elementwise.
+    """
+    parts = []
+    for model in models:
+        table = planted(model, dataset, seeds=seeds)
+        table["rwc"] = table["depth"].map(change) * (1 + 0.001 * (table["epoch"] + table["seed"] / 42) % 3)
+        table["rwc_elementwise"] = 10 * table["rwc"]
+        at = (table["layer"] == "layer5") & table["epoch"].isin([3, 4, 5])
+        parts.append(
+            table.assign(rwc_elementwise=table["rwc_elementwise"].where(~at, table["rwc_elementwise"] * spike))
+        )
+    return pd.concat(parts, ignore_index=True)
 
 
-def test_a_spike_under_one_definition_only_fails_the_claim_under_the_other():
-    parts = [
-        planted(model, dataset, seeds=(0, 1)) for model in weightscale.RESNETS for dataset in ("cifar10", "cifar100")
+def efficientnets(dataset, primitive, changes, seeds=(0, 42)):
+    """Runs whose layers of one primitive change by `changes`, in order of depth; those of the other between by 1."""
+    rows = []
+    for seed in seeds:
+        for depth, change in enumerate(changes):
+            for group in ("DW", "PW"):
+                value = change if group == primitive else 1.0
+                layer = f"blocks.{depth}.{group}"
+                rows += [(seed, depth, layer, group, epoch, 9 * value if epoch == 1 else value) for epoch in (1, 2, 3)]
+    table = pd.DataFrame(rows, columns=["seed", "depth", "layer", "group", "epoch", "rwc"])
+    return table.assign(rwc_elementwise=10 * table["rwc"], model="efficientnet_b4", dataset=dataset, profile="quick")
+
+
+def archived(*parts, top1=95.0, miss=0.0, profile="quick"):
+    """Tables of these runs: training top-1 `top1`, or accuracies that exceed the published by `miss`."""
+    layers = pd.concat(parts, ignore_index=True).assign(profile=profile)
+    layers["hash"] = layers["model"] + layers["dataset"] + layers["seed"].astype(str)
+    runs = layers.drop_duplicates("hash")[["profile", "model", "dataset", "seed", "hash"]].assign(data_note="exact")
+    published = [
+        weightscale.MODELS[model]["accuracy"][on] for model, on in zip(runs["model"], runs["dataset"], strict=True)
     ]
-    layers = pd.concat(parts, ignore_index=True)
-    keys = ["model", "dataset", "seed", "profile", "epoch"]
-    epochs = layers[keys].drop_duplicates().assign(train_top1=90.0, hash="x")
-    epochs["hash"] = epochs["model"] + epochs["dataset"] + epochs["seed"].astype(str)
-    layers = layers.merge(epochs[[*keys, "hash"]])
-    runs = epochs.drop_duplicates("hash").assign(data_note="exact")
-    table = weightscale_claims.verdicts(archive.Tables(runs, layers, epochs), models=weightscale.RESNETS)
-    table = table.set_index(["claim", "definition"])["verdict"]
-    assert table["W7", "elementwise"] == "holds"
-    assert table["W7", "Eq. 1"] != "holds"
-    assert table["W1", "Eq. 1"] == "fails"  # later layers move twice as much
-    assert table["W2", "Eq. 1"] == "fails"  # on both data sets
-    assert table["W3", "Eq. 1"] == "not run"
-    assert table["W8", "-"] == "not run"
+    epochs = runs.reset_index(drop=True).assign(epoch=10).join(pd.DataFrame(published, columns=base.ACCURACIES) + miss)
+    if not miss:
+        epochs["train_top1"] = top1
+    return archive.Tables(runs, layers, epochs)
+
+
+def judged(*parts, **settings):
+    """Verdicts by claim and definition of what these runs are enough for."""
+    table = weightscale_claims.verdicts(archived(*parts, **settings)).set_index(["claim", "definition"])
+    return table[table["verdict"] != "not run"]
+
+
+def test_change_that_falls_with_depth_on_cifar_10_and_rises_on_cifar_100_makes_w1_and_w2_hold():
+    falls, rises = (lambda depth: 1 - 0.01 * depth), (lambda depth: 1 + 0.01 * depth)
+    table = judged(resnets("cifar10", falls), resnets("cifar100", rises))
+    assert table.loc[["W1", "W2"], "verdict"].tolist() == ["holds"] * 4
+    assert table.loc["W1", "effect"].to_numpy() == pytest.approx(-1)
+    table = judged(resnets("cifar10", rises), resnets("cifar100", rises))
+    assert table.loc[["W1", "W2"], "verdict"].tolist() == ["fails"] * 4
+    assert table.loc["W2", ["holds", "fails"]].to_numpy().tolist() == [[2, 2]] * 2
+
+
+def test_w3_is_the_share_of_blocks_3_and_4_in_one_cluster_and_their_ratio():
+    """Blocks 3 and 4 are the layers of depth 12 to 21."""
+
+    def parts(change):
+        table = weightscale_claims.details(archived(resnets("svhn", change))).query("profile == 'quick'")
+        rows = table[(table["claim"] == "W3") & table["comparison"].str.startswith("resnet34")]
+        return rows[rows["definition"] == "Eq. 1"][["effect", "verdict"]].to_numpy().tolist()
+
+    early = {**dict.fromkeys(range(1, 7), 5.0), **dict.fromkeys(range(7, 12), 9.0), 22: 9.0}
+    assert parts(lambda depth: early.get(depth, 1.0)) == [[1.0, "holds"], [pytest.approx(1.0), "holds"]]
+    two_apart = early | {20: 9.0, 21: 9.0}  # the median of block 4 stays where it is
+    assert parts(lambda depth: two_apart.get(depth, 1.0)) == [[0.8, "fails"], [pytest.approx(1.0, rel=0.01), "holds"]]
+    block_4 = early | dict.fromkeys(range(17, 22), 5.0)
+    assert parts(lambda depth: block_4.get(depth, 1.0)) == [[0.5, "fails"], [pytest.approx(5.0, rel=0.01), "fails"]]
+
+
+@pytest.mark.parametrize(
+    ("claim", "dataset", "primitive", "changes", "effect", "verdict"),
+    [
+        ("W4", "cifar10", "DW", (4, 4, 4, 2, 2, 2, 9, 1, 1), 2.0, "holds"),  # medians of thirds: 4, 2, 1
+        ("W4", "cifar10", "DW", (4, 4, 4, 1, 1, 1, 2, 2, 2), 0.5, "fails"),
+        ("W4", "cifar10", "DW", (4, 4, 4, 2, 2, 2, 2, 2, 2), 1.0, "fails"),
+        ("W5", "cifar100", "PW", (1, 1, 1, 9, 9, 9, 1.6, 1.6, 1.6), 1.6, "holds"),
+        ("W5", "cifar100", "PW", (1, 1, 1, 9, 9, 9, 1.4, 1.4, 1.4), 1.4, "fails"),
+        ("W6", "svhn", "DW", (3, 3, 3, 3, 3, 3, 3, 1, 1), 3.0, "holds"),
+        ("W6", "svhn", "DW", (1, 1, 1, 1, 1, 1, 1, 3, 3), 1 / 3, "fails"),
+    ],
+)  # fmt: skip
+def test_efficientnets_claims_are_about_thirds_by_depth_and_the_last_two_layers(
+    claim, dataset, primitive, changes, effect, verdict
+):
+    table = judged(efficientnets(dataset, primitive, changes))
+    assert set(table.index) == {(claim, "Eq. 1"), (claim, "elementwise")}
+    assert set(table["verdict"]) == {verdict}
+    assert table["effect"].to_numpy() == pytest.approx(effect)
+
+
+def test_a_spike_under_one_definition_only_meets_w7_there_and_not_under_the_other():
+    table = judged(
+        *(resnets(dataset, lambda depth: 1 + 0.001 * depth, spike=50.0) for dataset in ("cifar10", "cifar100"))
+    ).loc["W7"]
+    assert table.loc["elementwise", "verdict"] == "holds"
+    assert table.loc["elementwise", "effect"] == pytest.approx(50, rel=0.01)
+    assert table.loc["Eq. 1", ["verdict", "equal"]].tolist() == ["fails", 4]
+    assert table.loc["Eq. 1", "effect"] == pytest.approx(1, rel=0.01)
+
+
+def test_outlier_clusters_are_small_and_move_more_than_the_average_layer():
+    spikes, others = weightscale_claims.spiking(planted(), "cifar10")
+    assert spikes == ["layer5"]
+    assert set(others) == {f"layer{i}" for i in range(1, 21) if i != 5}
+    calm = planted()
+    calm.loc[calm["layer"] == "layer5", "rwc_elementwise"] = 1e-3  # an outlier that moves less
+    assert weightscale_claims.spiking(calm, "cifar10")[0] == []
+
+
+def test_accuracies_are_judged_at_the_published_size_alone():
+    every = [
+        efficientnets(on, "DW", [1.0]).assign(model=model)
+        for model in weightscale.MODELS
+        for on in weightscale.DATASETS
+    ]
+    for profile, miss, verdict in (("paper", 1.5, "holds"), ("paper", -2.5, "fails"), ("reduced", 1.5, "not run")):
+        found = archived(*every, miss=miss, profile=profile)
+        found = replace(found, layers=found.layers.iloc[:0])
+        (row,) = weightscale_claims.verdicts(found).query("claim == 'W8'").to_dict("records")
+        assert row["verdict"] == verdict
+        assert row["reason"] == ("needs the paper profile" if verdict == "not run" else "")
+
+
+def test_networks_that_have_hardly_learned_are_not_judged():
+    table = weightscale_claims.verdicts(archived(resnets("cifar10", lambda depth: depth), top1=32.0)).set_index("claim")
+    assert set(table["verdict"]) == {"not run"}
+    assert set(table.loc["W1", "reason"]) == {"hardly learned: resnet34 cifar10, resnet50 cifar10"}
+    assert set(table.loc["W3", "reason"]) == {"no runs at one profile for all of it"}
+    one = weightscale_claims.verdicts(archived(resnets("cifar10", lambda depth: depth), top1=33.0)).set_index("claim")
+    assert set(one.loc["W1", "verdict"]) == {"fails"}
 
 
 def test_trends_are_rank_correlations_over_the_layers_of_a_group():
@@ -154,11 +268,24 @@ def test_the_archive_holds_the_quick_runs_and_they_can_be_judged():
     assert pairs == {(model, dataset) for model in weightscale.MODELS for dataset in ("cifar10", "cifar100")}
     assert (found.epochs.groupby("hash")["epoch"].max() == 25).all()
     assert not (found.runs["data_note"] == "unknown").any()
+
+
+def test_the_archives_scorecard_has_every_claim_once_per_definition_and_profile_that_judges_it():
+    found = weightscale.tables()
     table = weightscale_claims.verdicts(found)
+    assert not table.duplicated(["claim", "definition", "profile"]).any()
     assert table["claim"].unique().tolist() == [f"W{i}" for i in range(1, 9)]
-    missing = table[table["verdict"] == "not run"]
-    assert set(missing["claim"]) == {"W3", "W6", "W8"}  # SVHN, and accuracies
-    assert (missing["reason"] != "").all()
+    assert (table.groupby("claim")["definition"].agg(set) == {"Eq. 1", "elementwise"}).drop("W8").all()
+    assert ((table["verdict"] == "not run") == (table["reason"] != "")).all()
+    low = {(model, dataset) for _, model, dataset in base.learned(found)[1]}
+    for row in table[table["reason"].str.startswith("hardly learned: ")].itertuples():
+        assert {tuple(pair.split()) for pair in row.reason.partition(": ")[2].split(", ")} <= low
+
+
+def test_an_empty_archive_gives_claims_not_run(tmp_path):
+    table = weightscale_claims.scorecard(tmp_path)
+    assert set(table["verdict"]) == {"not run"}
+    assert len(table) == 2 * 7 + 1
 
 
 def test_accuracies_stand_beside_the_published():

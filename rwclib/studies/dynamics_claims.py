@@ -129,7 +129,8 @@ def values(found: archive.Tables) -> pd.DataFrame:
 
 def details(found: archive.Tables) -> pd.DataFrame:
     """Every comparison of the claims, as `rwclib.claims.details`."""
-    return scoring.judge(values(judged(complete(found))) if len(found.runs) else None, CLAIMS)
+    kept = judged(complete(found)) if len(found.runs) else found
+    return scoring.judge(values(kept) if len(kept.runs) else None, CLAIMS)
 
 
 def complete(found: archive.Tables) -> archive.Tables:
@@ -148,13 +149,13 @@ def complete(found: archive.Tables) -> archive.Tables:
     return base.only(found, kept)
 
 
-def verdicts(found: archive.Tables) -> pd.DataFrame:
+def verdicts(found: archive.Tables, profile: str = "best") -> pd.DataFrame:
     """The scorecard of these tables, as `scoring.verdicts`; its training accuracies are those of the runs judged on."""
     kept = None
     if len(found.runs):
         kept = judged(complete(found))
         kept = base.only(kept, set(kept.runs.loc[kept.runs["perturbation"] == "none", "hash"]))
-    table = scoring.verdicts(found, CLAIMS, details(found), kept)
+    table = scoring.verdicts(found, CLAIMS, details(found), profile, kept)
     unlike = (table["claim"] == "D4") & table["reason"].str.startswith("some")
     table.loc[unlike, "reason"] = f"no pair of trainings within {TRAINED_ALIKE} points of each other on some of its data sets"
     return table
@@ -162,4 +163,4 @@ def verdicts(found: archive.Tables) -> pd.DataFrame:
 
 def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
     """The claims on the archive's runs, at one profile or at each that can judge them (`best`)."""
-    return scoring.of_profile(verdicts(dynamics.tables(results)), profile)
+    return verdicts(dynamics.tables(results), profile)

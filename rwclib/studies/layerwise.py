@@ -52,7 +52,7 @@ SIZES = {
 
 
 def run_config(profile: str, model: str, dataset: str, seed: int) -> RunConfig:
-    """The run of Table 1's hyperparameters at the profile's size; `ConfigError` for unknown names."""
+    """The run of Table 1's hyperparameters (batches of 128: the release's) at the profile's size; `ConfigError` for unknown names."""
     size = {key: value for key, value in SIZES[check_profile(profile)].items() if key != "seeds"}
     if model not in MODELS:
         raise ConfigError(f"unknown model {model!r} in study {STUDY}; known: {', '.join(MODELS)}")

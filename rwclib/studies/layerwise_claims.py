@@ -129,10 +129,14 @@ def details(
 
 
 def verdicts(
-    found: archive.Tables, models: Sequence[str] = tuple(GROUPS), metrics: Mapping[str, str] = DEFINITIONS
+    found: archive.Tables,
+    models: Sequence[str] = tuple(GROUPS),
+    metrics: Mapping[str, str] = DEFINITIONS,
+    profile: str = "best",
 ) -> pd.DataFrame:
     """The scorecard of these tables, as `scoring.verdicts`."""
-    return scoring.verdicts(found, scoring.under(claims.about(CLAIMS, models), metrics), details(found, models, metrics))
+    about = scoring.under(claims.about(CLAIMS, models), metrics)
+    return scoring.verdicts(found, about, details(found, models, metrics), profile)
 
 
 def published_details() -> pd.DataFrame:
@@ -149,4 +153,4 @@ def published_details() -> pd.DataFrame:
 
 def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
     """The claims under both definitions on the archive's runs, at one profile or at each that can judge them (`best`)."""
-    return scoring.of_profile(verdicts(layerwise.tables(results)), profile)
+    return verdicts(layerwise.tables(results), profile=profile)

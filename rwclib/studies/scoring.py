@@ -9,7 +9,7 @@ import pandas as pd
 
 from rwclib import archive, claims, data
 from rwclib.claims import Claim
-from rwclib.config import PROFILES
+from rwclib.config import PROFILES, check_profile
 from rwclib.studies import base
 
 
@@ -23,7 +23,8 @@ def details(
     found: archive.Tables, about: Sequence[Claim], values: Callable[[archive.Tables], pd.DataFrame]
 ) -> pd.DataFrame:
     """Every comparison of the claims, as `rwclib.claims.details`, on the runs that have learned (`base.learned`)."""
-    return judge(values(base.learned(found)[0]) if len(found.runs) else None, about)
+    kept = base.learned(found)[0]
+    return judge(values(kept) if len(kept.runs) else None, about)
 
 
 def judge(table: pd.DataFrame | None, about: Sequence[Claim]) -> pd.DataFrame:
@@ -32,7 +33,11 @@ def judge(table: pd.DataFrame | None, about: Sequence[Claim]) -> pd.DataFrame:
 
 
 def verdicts(
-    found: archive.Tables, about: Sequence[Claim], parts: pd.DataFrame, judged: archive.Tables | None = None
+    found: archive.Tables,
+    about: Sequence[Claim],
+    parts: pd.DataFrame,
+    profile: str = "best",
+    judged: archive.Tables | None = None,
 ) -> pd.DataFrame:
     """The scorecard of these comparisons, with five more columns.
 
@@ -43,35 +48,23 @@ def verdicts(
         found: all runs.
         about: the claims.
         parts: as `details` gives them.
+        profile: at which to judge; `best`: each that can judge a claim.
         judged: the runs that were judged, where these are not those that have learned.
     """
+    if check_profile(profile, "best") != "best":
+        parts = parts[parts["profile"] == profile]
     table, judged = claims.verdicts(parts), judged or base.learned(found)[0]
     known = {claim.id: claim for claim in about}
     of = [known[name] for name in table["claim"]]
     table.insert(1, "text", [claim.text for claim in of])
     table["replicates"] = [claim.replicates for claim in of]
     rows = list(zip(of, table["profile"], strict=True))
-    table["data"] = [_copies(found.runs[found.runs["profile"] == profile], claim.runs) for claim, profile in rows]
+    table["data"] = [_copies(found.runs[found.runs["profile"] == name], claim.runs) for claim, name in rows]
     last = archive.last_epochs(judged.epochs)
-    table["train_top1"] = [_range(last, profile, claim.runs) for claim, profile in rows]
+    table["train_top1"] = [_range(last, name, claim.runs) for claim, name in rows]
     missing = table["verdict"] == "not run"
-    table["reason"] = [_reason(claim, found, judged) if none else "" for claim, none in zip(of, missing, strict=True)]
+    table["reason"] = [_reason(claim, found, judged, profile) if none else "" for claim, none in zip(of, missing, strict=True)]
     return table
-
-
-def of_profile(table: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """The scorecard at one profile alone; claims that it cannot judge are `not run`. All of it with `best`."""
-    from rwclib.config import check_profile
-
-    if check_profile(profile, "best") == "best":
-        return table
-    rows = []
-    for _, of in table.groupby(["claim", "definition"], sort=False):
-        here = of[of["profile"] == profile]
-        blank = {"verdict": "not run", "profile": "-", "data": [], "train_top1": (float("nan"),) * 2, "seeds": 0}
-        blank |= {"reason": f"not at {profile}", **dict.fromkeys(claims.COUNTED, 0)}
-        rows.append(dict(here.iloc[0]) if len(here) else dict(of.iloc[0]) | blank)
-    return pd.DataFrame(rows)
 
 
 def _trained(runs: pd.DataFrame, profile: str) -> set[tuple[str, str]]:
@@ -79,13 +72,13 @@ def _trained(runs: pd.DataFrame, profile: str) -> set[tuple[str, str]]:
     return set(runs.loc[runs["profile"] == profile, ["model", "dataset"]].itertuples(index=False, name=None))
 
 
-def _reason(claim: Claim, found: archive.Tables, judged: archive.Tables) -> str:
+def _reason(claim: Claim, found: archive.Tables, judged: archive.Tables, profile: str) -> str:
     """Why a claim could not be judged on these tables."""
     if claim.profile and not (len(found.runs) and claim.profile in set(found.runs["profile"])):
         return f"needs the {claim.profile} profile"
-    for profile in reversed(PROFILES) if len(found.runs) else ():
-        if claim.runs <= _trained(found.runs, profile):
-            hardly = sorted(claim.runs - _trained(judged.runs, profile))
+    for name in reversed([name for name in PROFILES if profile in ("best", name)]) if len(found.runs) else ():
+        if claim.runs <= _trained(found.runs, name):
+            hardly = sorted(claim.runs - _trained(judged.runs, name))
             if hardly:
                 return "hardly learned: " + ", ".join(" ".join(pair) for pair in hardly)
             return "some of its trainings or layers are missing"

@@ -129,13 +129,13 @@ def details(found: archive.Tables) -> pd.DataFrame:
     return scoring.judge(values(found) if softness.judgeable(found) else None, CLAIMS)
 
 
-def verdicts(found: archive.Tables) -> pd.DataFrame:
+def verdicts(found: archive.Tables, profile: str = "best") -> pd.DataFrame:
     """The scorecard of these tables, as `scoring.verdicts`; untrained filters are part of the design, so that all sessions count."""
-    table = scoring.verdicts(found, CLAIMS, details(found), found)
+    table = scoring.verdicts(found, CLAIMS, details(found), profile, found)
     table.loc[table["verdict"] == "not run", "reason"] = f"needs CIFAR-10 sessions of {LATE:,} iterations"
     return table
 
 
 def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
     """The claims on the archive's sessions, at one profile or at each that has long ones (`best`)."""
-    return scoring.of_profile(verdicts(softness.tables(results)), profile)
+    return verdicts(softness.tables(results), profile)

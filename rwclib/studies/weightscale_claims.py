@@ -123,9 +123,11 @@ def details(found: archive.Tables, models: Sequence[str] = tuple(weightscale.MOD
     return scoring.details(found, claims.about(CLAIMS, models), values)
 
 
-def verdicts(found: archive.Tables, models: Sequence[str] = tuple(weightscale.MODELS)) -> pd.DataFrame:
+def verdicts(
+    found: archive.Tables, models: Sequence[str] = tuple(weightscale.MODELS), profile: str = "best"
+) -> pd.DataFrame:
     """The scorecard of these tables, as `scoring.verdicts`."""
-    return scoring.verdicts(found, claims.about(CLAIMS, models), details(found, models))
+    return scoring.verdicts(found, claims.about(CLAIMS, models), details(found, models), profile)
 
 
 def released(layers: pd.DataFrame) -> pd.DataFrame:
@@ -146,4 +148,4 @@ def released(layers: pd.DataFrame) -> pd.DataFrame:
 
 def scorecard(results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
     """The claims under both definitions on the archive's runs, at one profile or at each that can judge them (`best`)."""
-    return scoring.of_profile(verdicts(weightscale.tables(results)), profile)
+    return verdicts(weightscale.tables(results), profile=profile)
