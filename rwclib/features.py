@@ -122,6 +122,13 @@ def cka(a: np.ndarray, b: np.ndarray) -> float:
     return moments(a, b).cka()
 
 
+def mean_positive(features: np.ndarray) -> float:
+    """Mean of the positive correlations between different features, of (images, features); NaN without any."""
+    matrix = np.corrcoef(features[:, features.std(0) > 0], rowvar=False)
+    above = matrix[np.triu_indices(len(matrix), 1)]
+    return float(above[above > 0].mean()) if (above > 0).any() else float("nan")
+
+
 def mean_off_diagonal(matrix: np.ndarray) -> float:
     """Mean of a correlation matrix without its diagonal, NaN left out; NaN if nothing is left."""
     off = matrix[~np.eye(len(matrix), dtype=bool)]

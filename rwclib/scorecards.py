@@ -1,25 +1,26 @@
-"""A scorecard as text and as Markdown.
-
-Both take a table as `rwclib.studies.scoring.verdicts` gives it: one row per claim, definition and profile that can judge it, the
-largest first.
-"""
+"""A scorecard as text and as Markdown, from a table of `rwclib.studies.scoring`: one row per claim, definition and profile."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from rwclib.claims import COUNTED
 
-VERDICTS = {"holds": "hold", "unclear": "unclear", "fails": "fail", "not run": "not run"}  # and their plural
+PLURALS = {"holds": "hold", "unclear": "unclear", "fails": "fail", "not run": "not run"}
+
+
+def _number(count: int, verdict: str) -> str:
+    return f"{count} {verdict if count == 1 else PLURALS.get(verdict, verdict)}"
 
 
 def counts(row: pd.Series) -> str:
     """How many of a claim's comparisons have which verdict, in words; of a single one nothing."""
-    parts = [f"{row[name]} {name if row[name] == 1 else VERDICTS.get(name, name)}" for name in COUNTED if row[name]]
-    return ", ".join(parts) if sum(row[name] for name in COUNTED) > 1 else ""
+    several = sum(row[name] for name in COUNTED) > 1
+    return ", ".join(_number(row[name], name) for name in COUNTED if row[name] and several)
 
 
 def closest(row: pd.Series) -> str:
@@ -32,8 +33,19 @@ def closest(row: pd.Series) -> str:
 def finding(row: pd.Series) -> str:
     """Verdict, counts and closest comparison of one claim under one definition at one profile."""
     if row["verdict"] == "not run":
-        return f"not run ({row['reason']})" if row["reason"] else "not run"
+        return f"not run ({row['reason']})"
     return f"{row['verdict']} ({counts(row)})".replace(" ()", "") + f": {closest(row)}"
+
+
+def basis(row: pd.Series) -> str:
+    """What an interval rests on, in words."""
+    if row["spread"] == "exact":
+        return "exact, no interval"
+    count = f"{row['seeds']} {row['replicates'].removesuffix('s') if row['seeds'] == 1 else row['replicates']}"
+    borrowed = row["spread"] not in ("", "chi squared", row["profile"])
+    return count + (
+        f", spread of `{row['spread']}`" if borrowed else "" if np.isfinite(row["high"]) else ", no interval"
+    )
 
 
 def circumstances(row: pd.Series) -> str:
@@ -44,43 +56,26 @@ def circumstances(row: pd.Series) -> str:
     return "; ".join(part for part in (basis(row), accuracy and f"training top-1 {accuracy}", sets) if part)
 
 
-def basis(row: pd.Series) -> str:
-    """What an interval rests on, in words."""
-    if row["spread"] == "exact":
-        return "exact, no interval"
-    count = f"{row['seeds']} {row['replicates'].removesuffix('s') if row['seeds'] == 1 else row['replicates']}"
-    if row["spread"] not in ("", row["profile"]):
-        return f"{count}, spread of `{row['spread']}`"
-    return count if np.isfinite(row["high"]) else f"{count}, no interval"
-
-
 def families(table: pd.DataFrame) -> list[tuple[list[str], list[tuple[str, list[pd.DataFrame]]]]]:
-    """The claims by the set of their definitions (`finding` where these are no matter): its names, each claim's id and, for each
-    definition, its rows.
-    """
+    """The claims by the set of their definitions: its names, each claim's id and its rows by definition."""
     found: dict[tuple[str, ...], list] = {}
-    for claim_id, of in table.groupby("claim", sort=False):
-        by_definition = dict(list(of.groupby("definition", sort=False)))
-        names = tuple("finding" if name == "-" else name for name in by_definition)
-        found.setdefault(names, []).append((claim_id, list(by_definition.values())))
+    for claim_id, of in table.replace({"definition": {"-": "finding"}}).groupby("claim", sort=False):
+        names, rows = zip(*of.groupby("definition", sort=False), strict=True)
+        found.setdefault(names, []).append((claim_id, list(rows)))
     return [(list(names), claims) for names, claims in found.items()]
 
 
-def sizes(by_definition: list[pd.DataFrame]) -> list[pd.Series]:
+def sizes(by_definition: list[pd.DataFrame]) -> pd.DataFrame:
     """One row per profile at which a claim is judged under any definition."""
-    rows = pd.concat(by_definition)
-    return [row for _, row in rows[rows["verdict"] != "not run"].drop_duplicates("profile").iterrows()]
+    return pd.concat(by_definition).query("verdict != 'not run'").drop_duplicates("profile")
 
 
 def tallies(table: pd.DataFrame) -> list[str]:
     """Which claims have which verdict at the largest size that judges them: `Eq. 1: 2 hold (L1, L2), 1 fails (L3)`."""
-    lines = []
-    largest = table.drop_duplicates(["claim", "definition"])
+    largest, lines = table.drop_duplicates(["claim", "definition"]), []
     for name, of in largest.groupby(largest["definition"].replace("-", "finding"), sort=False):
-        parts = []
-        for verdict, plural in VERDICTS.items():
-            ids = list(of.loc[of["verdict"] == verdict, "claim"])
-            parts += [f"{len(ids)} {verdict if len(ids) == 1 else plural} ({', '.join(ids)})"] if ids else []
+        ids = of.groupby("verdict")["claim"].agg(list).reindex(PLURALS).dropna()
+        parts = [f"{_number(len(each), verdict)} ({', '.join(each)})" for verdict, each in ids.items()]
         lines.append(f"{name}: {', '.join(parts)}")
     return lines
 
@@ -91,40 +86,31 @@ def copies(table: pd.DataFrame) -> list[str]:
 
 
 def to_text(table: pd.DataFrame) -> str:
-    """A scorecard as text, a few lines to a claim; at the end which claims have which verdict, and the data copies."""
-    lines = []
-    width = table["definition"].replace("-", "finding").map(len).max() + 1
-    for names, claims in families(table):
-        for claim_id, by_definition in claims:
-            lines.append(f"{claim_id:<4}{by_definition[0].iloc[0]['text']}")
-            for size in sizes(by_definition):
-                lines.append(f"    {size['profile']}: {circumstances(size)}")
-                for name, of in zip(names, by_definition, strict=True):
-                    rows = of[of["profile"] == size["profile"]]
-                    lines += [f"      {name:<{width}}{finding(row)}" for _, row in rows.iterrows()]
-            for name, of in zip(names, by_definition, strict=True):
-                if of.iloc[0]["verdict"] == "not run":
-                    lines.append(f"      {name:<{width}}{finding(of.iloc[0])}")
+    """A scorecard as text, a few lines to a claim and size; at the end which claims have which verdict, and the data copies."""
+    names = table["definition"].replace("-", "finding")
+    width, lines = names.map(len).max() + 1, []
+    for claim_id, rows in table.assign(name=names).groupby("claim", sort=False):
+        lines.append(f"{claim_id:<4}{rows.iloc[0]['text']}")
+        for profile, of in rows.groupby("profile", sort=False):
+            lines += [f"    {profile}: {circumstances(of.iloc[0])}"] if profile != "-" else []
+            lines += [f"      {row['name']:<{width}}{finding(row)}" for _, row in of.iterrows()]
     return "\n".join([*lines, "", *tallies(table), "", *copies(table)]).rstrip()
 
 
+def _lines(rows: pd.DataFrame, words: Callable[[pd.Series], str]) -> str:
+    each = [f"`{row['profile']}`: {words(row)}".removeprefix("`-`: ").replace("|", "\\|") for _, row in rows.iterrows()]
+    return "<br>".join(each) or "-"
+
+
 def to_markdown(table: pd.DataFrame) -> str:
-    """The same in Markdown: which claims have which verdict, a table to each set of definitions (one for what is no matter of
-    these) with one row to a claim, and a list of the data copies.
-    """
+    """The same in Markdown, a table to each set of definitions with one row to a claim."""
     lead = "By definition or reading (*finding*: where there is only one), each claim at the largest size that can judge it:"
     lines = [lead, "", *(f"- {line}" for line in tallies(table)), "", "<details><summary>Every claim</summary>", ""]
     for names, claims in families(table):
-        rows = [["claim", "statement", *names, "runs"]]
-        rows.append(["---"] * len(rows[0]))
-        for claim_id, by_definition in claims:
-            cells = [[_at(row, finding(row)) for _, row in of.iterrows()] for of in by_definition]
-            runs = [_at(row, circumstances(row)) for row in sizes(by_definition)] or ["-"]
-            rows.append([claim_id, by_definition[0].iloc[0]["text"], *map("<br>".join, [*cells, runs])])
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows] + [""]
-    lines += ["</details>", ""]
-    return "\n".join([*lines, *(f"- Data copy: {html.escape(copy, quote=False)}" for copy in copies(table))]).rstrip()
-
-
-def _at(row: pd.Series, words: str) -> str:
-    return words if row["verdict"] == "not run" else f"`{row['profile']}`: {words}"
+        rows = [["claim", "statement", *names, "runs"], ["---"] * (len(names) + 3)]
+        for claim_id, parts in claims:
+            cells = [_lines(of, finding) for of in parts]
+            rows.append([claim_id, parts[0].iloc[0]["text"], *cells, _lines(sizes(parts), circumstances)])
+        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    lines += ["</details>", "", *(f"- Data copy: {html.escape(copy, quote=False)}" for copy in copies(table))]
+    return "\n".join(lines).rstrip()

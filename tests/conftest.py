@@ -10,6 +10,8 @@ import sys
 from datetime import date
 from pathlib import Path
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products on a busy machine: several times faster so
+
 import pytest
 import torch
 

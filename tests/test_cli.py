@@ -167,11 +167,14 @@ def test_claims_come_as_table_json_and_markdown(capsys):
     rows = json.loads(out)
     assert code == 0
     assert {row["claim"] for row in rows} == {
-        *(f"L{i}" for i in range(1, 17)), *(f"W{i}" for i in range(1, 9)), *(f"D{i}" for i in range(1, 7)),
-        *(f"S{i}" for i in range(1, 7)),
+        *(f"L{i}" for i in range(1, 18)), *(f"W{i}" for i in range(1, 9)), *(f"S{i}" for i in range(1, 7)),
+        "D1", "D2a", "D2b", *(f"D{i}" for i in range(3, 7)),
     }  # fmt: skip
-    names = {"Eq. 1", "elementwise", "at all", "by 0.1%", "by 1%", "through layer 1", "on the image", "-"}
-    assert {row["definition"] for row in rows} == names
+    assert {row["definition"] for row in rows} == {
+        "Eq. 1", "elementwise", "at all", "by 0.1%", "by 1%", "mean of positive r", "mean r", "through layer 1", "on the image", "-",
+    }  # fmt: skip
+    keys = [(row["claim"], row["definition"], row["profile"]) for row in rows]
+    assert len(set(keys)) == len(keys)
     assert {row["verdict"] for row in rows} <= {"holds", "fails", "unclear", "not run"}
     one = ("claims", "--study", "weightscale")
     assert run(capsys, *one)[1].splitlines()[0].startswith("W1  ResNet, CIFAR-10: ")

@@ -21,6 +21,11 @@ def found():
     return layerwise.tables(profile="quick")
 
 
+@pytest.fixture(scope="module")
+def effects(found):
+    return two_definitions.effects(found)
+
+
 def test_eq_1_is_constant_in_the_layers_size_to_one_percent_and_the_elementwise_mean_is_not(simulated):
     np.testing.assert_allclose(simulated["Eq. 1"], 0.1, rtol=0.01)
     np.testing.assert_allclose(simulated["median"], 0.1, rtol=0.03)  # of 4,096 weights
@@ -51,24 +56,32 @@ def test_exact_zeros_are_those_of_the_release():
     assert zeros[zeros["zeros"] > 0][["model", "seed"]].to_numpy().tolist() == [["resnet18", 1000], ["vgg19_bn", 1000]]
 
 
-def test_layer_means_are_those_of_the_archived_tables(found):
-    means = two_definitions.layer_means(found)
-    assert len(means) == 4 * (21 + 17 + 8)
-    row = means.query("model == 'alexnet' and dataset == 'mnist' and layer == 'features.0.weight'").iloc[0]
-    values = found.layers.query(
-        "model == 'alexnet' and dataset == 'mnist' and layer == 'features.0.weight' and epoch > 1"
-    )
-    assert row["Eq. 1"] == pytest.approx(values["rwc"].mean())
-    assert row["median"] == pytest.approx(values["rwc_median"].mean())
+def test_layer_medians_are_over_seeds_and_drawn_epochs_infinities_in_the_ranks(found):
+    medians = two_definitions.layer_medians(found)
+    assert len(medians) == 4 * (21 + 17 + 8)
+    layer = (found.layers["layer"] == "features.0.weight") & (found.layers["epoch"] > 1)
+    rows = found.layers[layer & (found.layers["model"] == "alexnet") & (found.layers["dataset"] == "mnist")]
+    row = medians.query("model == 'alexnet' and dataset == 'mnist' and layer == 'features.0.weight'").iloc[0]
+    assert row["Eq. 1"] == pytest.approx(rows["rwc"].median())
+    assert row["median"] == pytest.approx(rows["rwc_median"].median())
+    spiking = found.layers.copy()
+    spiking.loc[rows.index[:3], "rwc_elementwise"] = np.inf
+    late = pd.concat(
+        [spiking, spiking.loc[rows.index].assign(epoch=21, rwc_elementwise=np.inf)]
+    )  # MNIST's figures end at 20
+    table = two_definitions.layer_medians(replace(found, layers=late))
+    again = table.query("model == 'alexnet' and dataset == 'mnist' and layer == 'features.0.weight'").iloc[0]
+    assert again["elementwise"] == pytest.approx(spiking.loc[rows.index, "rwc_elementwise"].median())
+    assert np.isfinite(again["elementwise"])
 
 
 def test_agreement_is_a_rank_correlation_over_layers():
     rows = [("m", "d", "quick", "g", f"l{i}", i, 10, float(i), 10.0 * i, 9.0 - i) for i in range(1, 6)]
     columns = ["model", "dataset", "profile", "group", "layer", "depth", "size", *two_definitions.MEASURES.values()]
     row = two_definitions.agreement(pd.DataFrame(rows, columns=columns)).iloc[0]
-    assert row["Eq. 1 ~ mean"] == pytest.approx(1)
+    assert row["Eq. 1 ~ elementwise"] == pytest.approx(1)
     assert row["Eq. 1 ~ median"] == pytest.approx(-1)
-    assert row["mean / Eq. 1"] == pytest.approx(10)
+    assert row["elementwise / Eq. 1"] == pytest.approx(10)
 
 
 def test_infinities_are_counted_by_run(found):
@@ -84,25 +97,53 @@ def test_infinities_are_counted_by_run(found):
     assert table.loc[("alexnet", "mnist", 42), ["infinite", "first_epoch", "layers"]].tolist() == [1, 1, 1]
 
 
-def test_every_comparison_stands_beside_the_published_one_under_every_measure(found):
-    table = two_definitions.effects(found)
-    assert list(table)[2:] == ["Eq. 1", "elementwise", "median", "published"]
+def test_every_comparison_stands_beside_the_published_one_under_every_measure(found, effects):
+    assert list(effects) == [
+        "claim",
+        "comparison",
+        "profile",
+        "Eq. 1",
+        "elementwise",
+        "median",
+        "elementwise, means",
+        "published",
+    ]
     judged = layerwise_claims.details(found).query("definition == 'Eq. 1' and verdict != 'not run'")
-    assert len(table) == len(judged) > 20
-    row = table.set_index(["claim", "comparison"]).loc[("L7", "middle / early")]
-    means = two_definitions.layer_means(found).query("model == 'vgg19_bn' and dataset == 'cifar10'")
-    assert row["Eq. 1"] == pytest.approx(
-        means.query("group == 'middle'")["Eq. 1"].mean() / means.query("group == 'early'")["Eq. 1"].mean(), rel=0.05
-    )
+    assert len(effects) == len(judged) > 20
+    row = effects.set_index(["claim", "comparison"]).loc[("L7", "vgg19_bn cifar10: middle / early")]
+    rows = found.layers.query("model == 'vgg19_bn' and dataset == 'cifar10' and epoch > 1")
+    assert row["profile"] == "quick"
+    for name, column, statistic in (
+        ("Eq. 1", "rwc", "median"), ("elementwise", "rwc_elementwise", "median"), ("elementwise, means", "rwc_elementwise", "mean"),
+        ("median", "rwc_median", "median"),
+    ):  # fmt: skip
+        of = rows.groupby(["group", "seed"])[column].agg(statistic)
+        assert row[name] == pytest.approx(np.exp(np.log(of["middle"]).mean() - np.log(of["early"]).mean())), name
     assert row["published"] == pytest.approx(2.585 / 1.912)
 
 
+def test_spikes_lift_the_effects_of_means_and_not_those_of_medians(found, effects):
+    """One layer of a hundredfold change in one epoch."""
+    layers = found.layers.copy()
+    group = (layers["model"] == "vgg19_bn") & (layers["dataset"] == "cifar10") & (layers["group"] == "middle")
+    spikes = layers[group & (layers["epoch"] == 5)].groupby("seed").head(1).index
+    layers.loc[spikes, "rwc_elementwise"] *= 100
+    label = ("L7", "vgg19_bn cifar10: middle / early")
+    before, after = (of.set_index(["claim", "comparison"]).loc[label] for of in (effects, two_definitions.effects(replace(found, layers=layers))))  # fmt: skip
+    assert after["elementwise, means"] > 1.5 * before["elementwise, means"]
+    assert after["elementwise"] == pytest.approx(before["elementwise"], rel=0.05)
+    assert after["Eq. 1"] == before["Eq. 1"]
+
+
 def test_verdicts_of_every_measure_and_of_the_published_figures(found):
-    table = two_definitions.verdicts(found)
-    assert table["claim"].tolist() == [f"L{i}" for i in range(1, 16)]
-    card = layerwise_claims.verdicts(found).query("definition == 'elementwise'")
-    assert table["elementwise"].tolist() == card["verdict"].tolist()
-    assert table.set_index("claim").loc[["L14", "L15"], "published"].tolist() == ["fails", "fails"]
+    table = two_definitions.verdicts(found).set_index("claim")
+    assert list(table) == ["profile", "Eq. 1", "elementwise", "median", "published"]
+    assert table.index.tolist() == [f"L{i}" for i in (*range(1, 16), 17)]
+    card = layerwise_claims.verdicts(found)
+    for name in ("Eq. 1", "elementwise"):
+        assert table[name].tolist() == card.query("definition == @name and claim != 'L16'")["verdict"].tolist()
+    assert set(table["published"]) == {"holds", "unclear", "fails"}
+    assert table.loc[["L14", "L15"], "published"].tolist() == ["holds", "fails"]
 
 
 def test_the_tie_breaker_looks_only_at_claims_on_which_the_definitions_differ():
@@ -116,13 +157,13 @@ def test_the_tie_breaker_looks_only_at_claims_on_which_the_definitions_differ():
 
 def test_an_empty_archive_gives_empty_tables(tmp_path):
     found = layerwise.tables(tmp_path)
-    means = two_definitions.layer_means(found)
-    assert means.empty
-    assert two_definitions.agreement(means).empty
+    medians = two_definitions.layer_medians(found)
+    assert medians.empty
+    assert two_definitions.agreement(medians).empty
     assert two_definitions.infinities(found).empty
     assert set(two_definitions.verdicts(found)["Eq. 1"]) == {"not run"}
     assert two_definitions.tie_breaker(two_definitions.verdicts(found)).empty
-    assert two_definitions.effects(found)[["Eq. 1", "elementwise"]].isna().all(axis=None)
+    assert two_definitions.effects(found).empty
 
 
 def test_figures_show_the_tables(found):
@@ -130,9 +171,9 @@ def test_figures_show_the_tables(found):
     axes = plotting.measures_by_size(table, caption="c").axes[0]
     assert [line.get_label() for line in axes.lines] == list(two_definitions.MEASURES.values())
     np.testing.assert_allclose(axes.lines[0].get_ydata(), table.loc[table["measure"] == "Eq. 1", "median"])
-    means = two_definitions.layer_means(found)
-    titles = {name: name for name in [*means["model"], *means["dataset"]]}
-    figure = plotting.definitions_by_layer(means, titles=titles, caption="c")
+    medians = two_definitions.layer_medians(found)
+    titles = {name: name for name in [*medians["model"], *medians["dataset"]]}
+    figure = plotting.definitions_by_layer(medians, titles=titles, caption="c")
     assert len(figure.axes) == 4
-    points = means.query("dataset == 'cifar10' and model == 'resnet18'")
+    points = medians.query("dataset == 'cifar10' and model == 'resnet18'")
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), points["elementwise"])

@@ -9,7 +9,7 @@ import pytest
 from rwclib import archive, models
 from rwclib.config import PROFILES
 from rwclib.errors import ConfigError
-from rwclib.studies import base, weightscale, weightscale_claims
+from rwclib.studies import base, weightscale, weightscale_audit, weightscale_claims
 from rwclib.tracker import weight_tensors
 
 
@@ -77,9 +77,9 @@ def test_a_pair_of_resolutions_counts_only_where_both_runs_are():
     pair = [rows.assign(profile="quick", hash=name, rwc=value) for name, value in (("a", 1.0), ("b", 2.0))]
     layers = pd.concat([*pair, rows.assign(profile="reduced", hash="c")])
     runs = pd.DataFrame({"hash": ["a", "b", "c"], "image_size": [32, 64, 32]})
-    table = weightscale.resolution_table(archive.Tables(runs, layers, pd.DataFrame()))
+    table = weightscale_audit.resolution_table(archive.Tables(runs, layers, pd.DataFrame()))
     assert table.values.tolist() == [["quick", "blocks.0.0.conv_dw.weight", 0, 1.0, 2.0]]
-    assert weightscale.resolution_table(archive.Tables(runs, pair[0], pd.DataFrame())).empty
+    assert weightscale_audit.resolution_table(archive.Tables(runs, pair[0], pd.DataFrame())).empty
 
 
 def test_a_layer_that_is_all_zero_is_left_out_of_the_curves():
@@ -298,7 +298,7 @@ def test_accuracies_stand_beside_the_published():
 
 
 def test_depthwise_layers_deep_in_the_network_move_less_at_32_pixels_than_at_a_larger_size():
-    table = weightscale.resolution_table(base.load(weightscale.resolutions))
+    table = weightscale_audit.resolution_table(base.load(weightscale.resolutions))
     small, large = [name for name in table.columns if name.endswith("px")]
     ratio = table[small] / table[large]
     assert ratio[table["stage"] >= 4].median() < 0.7 < ratio[table["stage"] < 3].median()
@@ -322,7 +322,7 @@ def test_captions_say_how_deep_the_network_is_and_how_far_it_has_learned():
 
 def test_the_pairs_caption_gives_both_accuracies():
     pair = base.load(weightscale.resolutions, profile="quick")
-    text = weightscale.resolution_caption(pair, weightscale.resolution_table(pair))
+    text = weightscale_audit.resolution_caption(pair, weightscale_audit.resolution_table(pair))
     assert text.startswith(
         "CIFAR-10, EfficientNet-B4, half as deep (16 of 32 depthwise layers), profile quick: width 8 of 64"
     )

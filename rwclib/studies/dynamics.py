@@ -25,6 +25,7 @@ MODELS = {"lenet5": "LeNet-5", "resnet18": "ResNet-18", "vgg19": "VGG-19"}
 DATASETS = ("cifar10", "mnist", "fashion_mnist")
 INITS = ("kaiming_uniform", "kaiming_normal", "pretrained")
 OPTIMIZERS = {"sgd": {"lr": 0.01, "momentum": 0.9}, "adam": {"lr": 1e-3, "momentum": 0.0}}
+OPTIMIZER_NAMES = {"sgd": "SGD", "adam": "Adam"}
 PERTURBATIONS = {"flip_sign": "sign flip", "distort:1e-06": "distortion"}
 SEEDS = (0, 42)
 SOURCES = {"cifar10": "fashion_mnist", "mnist": "fashion_mnist", "fashion_mnist": "mnist"}  # of our own pretraining
@@ -180,7 +181,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 def labelled(table: pd.DataFrame) -> pd.DataFrame:
     """The table with `model`, `dataset`, `init` and `optimizer` as figures name them, as far as it has these columns."""
     words = {
-        "model": MODELS.get, "dataset": lambda name: data.get(name).title, "optimizer": {"sgd": "SGD", "adam": "Adam"}.get,
+        "model": MODELS.get, "dataset": lambda name: data.get(name).title, "optimizer": OPTIMIZER_NAMES.get,
         "init": lambda name: name.partition(":")[0].replace("kaiming_", "Kaiming "),
     }  # fmt: skip
     return table.assign(**{name: table[name].map(word) for name, word in words.items() if name in table})
@@ -337,6 +338,46 @@ def caption(found: archive.Tables) -> str:
         ranges.append(f"{model} {', '.join(words)}")
     learned = base.progress(rows[~again], f"at the end: {'; '.join(ranges)}")
     return "\n".join([*base.together(sizes), learned, base.copies(found.runs)])
+
+
+CORRELATIONS = ("mean of positive r", "mean r")
+TRAINED_ALIKE = 10  # points of training top-1 between the two trainings of a pair, at most
+
+
+def pairs(found: archive.Tables) -> pd.DataFrame:
+    """The trainings with SGD and Adam from one start, as D3 and D4 compare them.
+
+    Columns: profile, model, dataset, seed (initialisation and seed), group (optimizer), distance (log), `CORRELATIONS`, untrained (mean r
+    at the start), train_top1, alike (whether the two were trained alike).
+    """
+    ends = endings(found).query("perturbation == 'none'")
+    positive = [features.mean_positive(found.arrays[hash_, "penultimate"].astype(np.float64)) for hash_ in ends["hash"]]
+    ends = ends.assign(seed=ends["init"].str.partition(":")[0] + " " + ends["seed"].astype(str), group=ends["optimizer"].map(OPTIMIZER_NAMES),
+                       distance=np.log(ends["distance_start"] / ends["norm_start"]), untrained=ends["correlation_start"],
+                       **{"mean r": ends["correlation"], "mean of positive r": positive})  # fmt: skip
+    keys = ["profile", "model", "dataset", "seed"]
+    top1 = ends.groupby(keys)["train_top1"]
+    ends["alike"] = top1.transform("max") - top1.transform("min") <= TRAINED_ALIKE
+    columns = [*keys, "group", "distance", *CORRELATIONS, "untrained", "train_top1", "alike"]
+    return ends.loc[top1.transform("size") == 2, columns]
+
+
+def judged(found: archive.Tables) -> archive.Tables:
+    """What may be judged: of whole cells the trainings that have learned (`base.learned`), and what was retrained from them.
+
+    A cell is all initialisations and optimizers of a profile, network, data set, perturbation and seed: a profile that is half trained
+    must not take the place of one that is done.
+    """
+    there, whole = set(found.runs["hash"]), set()
+    for profile, runs in found.runs.groupby("profile"):
+        seeds, cells = {"seeds": [int(seed) for seed in runs["seed"].unique()]}, {}
+        for config in [*grid(profile, **seeds), *retrainings(profile, **seeds)]:
+            cells.setdefault((config.model, config.dataset, config.perturbation, config.seed), set()).add(config.hash)
+        whole |= {hash_ for cell in cells.values() if cell <= there for hash_ in cell}
+    runs = base.only(found, whole).runs.set_index("hash")
+    trained = runs["perturbation"] == "none"
+    kept = set(base.learned(base.only(found, set(runs.index[trained])))[0].runs["hash"])
+    return base.only(found, kept | {hash_ for hash_, parent in runs.loc[~trained, "parent"].items() if parent in kept})
 
 
 def heat_maps(found: archive.Tables, dataset: str, init: str = INITS[0]) -> list[tuple[str, np.ndarray]]:

@@ -133,7 +133,9 @@ EPOCHS, DRAWN = 150, {"mnist": 20, "fashion_mnist": 20, data.SAMPLE: 20}  # publ
 
 def drawn(layers: pd.DataFrame) -> pd.DataFrame:
     """The rows of the epochs that medians are over: from the second to the last that the published figures draw."""
-    return layers[(layers["epoch"] > 1) & (layers["epoch"] <= layers["dataset"].map(DRAWN).fillna(EPOCHS))]
+    return layers[
+        (layers["epoch"] > 1) & (layers["epoch"] <= layers["dataset"].map(DRAWN).astype(float).fillna(EPOCHS))
+    ]
 
 
 def _length(epochs: int, dataset: str) -> str:

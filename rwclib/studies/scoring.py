@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -19,82 +20,81 @@ def under(about: Sequence[Claim], metrics: Mapping[str, str]) -> list[Claim]:
     return [claim if claim.definitions == ("-",) else replace(claim, definitions=names) for claim in about]
 
 
-def details(
-    found: archive.Tables, about: Sequence[Claim], values: Callable[[archive.Tables], pd.DataFrame]
-) -> pd.DataFrame:
-    """Every comparison of the claims, as `rwclib.claims.details`, on the runs that have learned (`base.learned`)."""
-    kept = base.learned(found)[0]
-    return judge(values(kept) if len(kept.runs) else None, about)
+@dataclass(frozen=True)
+class Judge:
+    """What judges one study: its claims, how tidy values are had from tables of runs, and the tables of a results folder.
 
-
-def judge(table: pd.DataFrame | None, about: Sequence[Claim]) -> pd.DataFrame:
-    """`rwclib.claims.details` at every profile; without values all is `not run`."""
-    return claims.details(pd.DataFrame(columns=claims.VALUES) if table is None else table, about, list(PROFILES))
-
-
-def verdicts(
-    found: archive.Tables,
-    about: Sequence[Claim],
-    parts: pd.DataFrame,
-    profile: str = "best",
-    judged: archive.Tables | None = None,
-) -> pd.DataFrame:
-    """The scorecard of these comparisons, with five more columns.
-
-    `text`, the claim's sentence; `replicates`, what they are; `data`, a list of `title: data copy` of the runs used;
-    `train_top1`, the lowest and the highest training accuracy (percent) among them; `reason`, why it was not run.
-
-    Args:
-        found: all runs.
-        about: the claims.
-        parts: as `details` gives them.
-        profile: at which to judge; `best`: each that can judge a claim.
-        judged: the runs that were judged, where these are not those that have learned.
+    `judged` are the runs that may be judged, `reason` says why a claim was not run where that is not what `_reason` finds.
     """
-    if check_profile(profile, "best") != "best":
-        parts = parts[parts["profile"] == profile]
-    table, judged = claims.verdicts(parts), judged or base.learned(found)[0]
-    known = {claim.id: claim for claim in about}
-    of = [known[name] for name in table["claim"]]
-    table.insert(1, "text", [claim.text for claim in of])
-    table["replicates"] = [claim.replicates for claim in of]
-    rows = list(zip(of, table["profile"], strict=True))
-    table["data"] = [_copies(found.runs[found.runs["profile"] == name], claim.runs) for claim, name in rows]
-    last = archive.last_epochs(judged.epochs)
-    table["train_top1"] = [_range(last, name, claim.runs) for claim, name in rows]
-    missing = table["verdict"] == "not run"
-    table["reason"] = [_reason(claim, found, judged, profile) if none else "" for claim, none in zip(of, missing, strict=True)]
-    return table
+
+    claims: Sequence[Claim]
+    values: Callable[..., pd.DataFrame]
+    tables: Callable[..., archive.Tables]
+    judged: Callable[[archive.Tables], archive.Tables] = lambda found: base.learned(found)[0]
+    reason: Callable[[Claim], str] = lambda claim: ""
+
+    def about(self, models: Sequence[str] | None = None, metrics: Mapping[str, str] | None = None) -> list[Claim]:
+        """The claims that speak of these models alone, under these definitions."""
+        about = claims.about(self.claims, models) if models else self.claims
+        return under(about, metrics) if metrics else list(about)
+
+    def details(self, found: archive.Tables, models: Sequence[str] | None = None, **options: object) -> pd.DataFrame:
+        """Every comparison at every profile, as `rwclib.claims.details`; `options` are those of the study's `values`."""
+        kept = self.judged(found) if len(found.runs) else found
+        values = self.values(kept, **options) if len(kept.runs) else pd.DataFrame(columns=claims.VALUES)
+        return claims.details(values, self.about(models, options.get("metrics")), list(PROFILES))
+
+    def verdicts(
+        self, found: archive.Tables, models: Sequence[str] | None = None, profile: str = "best", **options: object
+    ) -> pd.DataFrame:
+        """The scorecard at one profile or at each that can judge (`best`), as `rwclib.claims.verdicts` with five more columns.
+
+        `text`, the claim's sentence; `replicates`, what they are; `data`, a list of `title: data copy` of the runs used; `train_top1`, the
+        lowest and the highest training accuracy (percent) among those that were not retrained; `reason`, why it was not run.
+        """
+        parts = self.details(found, models, **options)
+        table = claims.verdicts(parts[[check_profile(profile, "best") in ("best", name) for name in parts["profile"]]])
+        judged = self.judged(found) if len(found.runs) else found
+        last = archive.last_epochs(judged.epochs)
+        if "perturbation" in judged.runs:
+            last = last[last["hash"].isin(judged.runs.loc[judged.runs["perturbation"] == "none", "hash"])]
+        known, more = {claim.id: claim for claim in self.about(models)}, []
+        for row in table.itertuples():
+            claim = known[row.claim]
+            top1 = _part(last, claim, row.profile)["train_top1"].astype(float)
+            reason = self.reason(claim) or _reason(claim, found, judged, profile)
+            copies = _copies(_part(found.runs, claim, row.profile))
+            accuracies = top1.min(), top1.max()
+            more.append((claim.text, claim.replicates, copies, accuracies, reason if row.verdict == "not run" else ""))
+        return table.join(pd.DataFrame(more, columns=["text", "replicates", "data", "train_top1", "reason"]))
+
+    def scorecard(self, results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
+        """The verdicts on the archive's runs."""
+        return self.verdicts(self.tables(results), profile=profile)
 
 
-def _trained(runs: pd.DataFrame, profile: str) -> set[tuple[str, str]]:
-    """The (model, data set) pairs that there are runs of at a profile."""
-    return set(runs.loc[runs["profile"] == profile, ["model", "dataset"]].itertuples(index=False, name=None))
+def _part(table: pd.DataFrame, claim: Claim, profile: str) -> pd.DataFrame:
+    """The rows of a claim's networks and data sets at a profile."""
+    if table.empty:
+        return pd.DataFrame(columns=["model", "dataset", "data_note", "train_top1"])
+    rows = table[["profile", "model", "dataset"]].itertuples(index=False, name=None)
+    return table[[name == profile and (model, dataset) in claim.runs for name, model, dataset in rows]]
 
 
 def _reason(claim: Claim, found: archive.Tables, judged: archive.Tables, profile: str) -> str:
     """Why a claim could not be judged on these tables."""
-    if claim.profile and not (len(found.runs) and claim.profile in set(found.runs["profile"])):
-        return f"needs the {claim.profile} profile"
-    for name in reversed([name for name in PROFILES if profile in ("best", name)]) if len(found.runs) else ():
-        if claim.runs <= _trained(found.runs, name):
-            hardly = sorted(claim.runs - _trained(judged.runs, name))
-            if hardly:
-                return "hardly learned: " + ", ".join(" ".join(pair) for pair in hardly)
-            return "some of its trainings or layers are missing"
-    return "no runs at one profile for all of it"
+
+    def pairs(runs: pd.DataFrame, name: str) -> set[tuple[str, str]]:
+        return set(_part(runs, claim, name)[["model", "dataset"]].itertuples(index=False, name=None))
+
+    sizes = [name for name in PROFILES if profile in ("best", name) and pairs(found.runs, name) == claim.runs]
+    if not sizes or claim.profile not in (None, *sizes):
+        return f"needs the {claim.profile} profile" if claim.profile else "no runs at one profile for all of it"
+    hardly = ", ".join(map(" ".join, sorted(claim.runs - pairs(judged.runs, sizes[-1]))))
+    return f"hardly learned: {hardly}" if hardly else "some of its trainings or layers are missing"
 
 
-def _range(last: pd.DataFrame, profile: str, needed: set[tuple[str, str]]) -> tuple[float, float]:
-    """Lowest and highest training top-1 of the runs needed; NaN if there are none."""
-    if last.empty:
-        return float("nan"), float("nan")
-    of_profile = last[last["profile"] == profile].set_index(["model", "dataset"])["train_top1"]
-    used = of_profile[of_profile.index.isin(needed)]
-    return used.min(), used.max()
-
-
-def _copies(runs: pd.DataFrame, needed: set[tuple[str, str]]) -> list[str]:
-    rows = runs.to_dict("records")
-    used = {(row["dataset"], row["data_note"]) for row in rows if (row["model"], row["dataset"]) in needed}
-    return [f"{data.get(name).title}: {note}" for name in data.DATASETS for of, note in sorted(used) if of == name]
+def _copies(runs: pd.DataFrame) -> list[str]:
+    """Titles and notes of the data sets, in the order of `rwclib.data.DATASETS`."""
+    used = sorted(set(zip(runs["dataset"], runs["data_note"], strict=True)))
+    return [f"{data.get(name).title}: {note}" for name in data.DATASETS for of, note in used if of == name]

@@ -327,3 +327,20 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
             rows.append({"layer": layer, "way": way, "image": image, "model": model,
                          **{key: line[key] for key in ("n", "r", "r2", "slope", "p")}})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+NOISES = 12  # static images
+
+
+def r_squared(found: archive.Tables) -> pd.DataFrame:
+    """The lines of `fits` on every picture, of one profile's sessions.
+
+    Columns: panel (layer and reading), layer, way, model, image, picture (number), printed (whether it is the figures'), n, r, r2, slope, p.
+    """
+    pictures = {("bird", k): bird for k, bird in enumerate(birds())}
+    pictures |= {("static", k): noise(k) for k in range(NOISES)}
+    lines = fits(scores(found, pictures=pictures))
+    lines[["image", "picture"]] = pd.DataFrame(lines["image"].tolist(), lines.index)
+    lines["printed"] = lines["picture"] == lines["image"].map(PRINTED)
+    lines.insert(0, "panel", panel(lines))
+    return lines

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from rwclib import archive, claims, data, metrics, models
-from rwclib.studies import base, layerwise, layerwise_claims
+from rwclib.studies import base, layerwise, layerwise_claims, scoring
 from rwclib.tracker import weight_tensors
 
 MEASURES = claims.DEFINITIONS | {"rwc_median": "median"}  # the last of at most 4,096 weights of a layer
@@ -127,6 +127,21 @@ def agreement(medians: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+READING_ERROR = 0.1  # half the 95% interval of a median read off a published figure
+
+
+def published_details() -> pd.DataFrame:
+    """Every comparison judged by the published figures' medians (elementwise values) with their reading error; as `claims.details`."""
+    table = layerwise.published().groupby(["model", "dataset", "group"])["median"].mean().reset_index()
+    table = table.assign(
+        profile="published", definition="published", quantity="change", seed=0, value=np.log(table["median"])
+    )
+    error = (READING_ERROR / 1.96) ** 2
+    spread = claims.Spread(error, claims.INFINITY, error, claims.INFINITY, "reading error")
+    about = [claim for claim in scoring.under(layerwise_claims.CLAIMS, {"": "published"}) if claim.id != "L16"]
+    return claims.details(table[claims.VALUES], about, ["published"], spread)
+
+
 def _largest(parts: pd.DataFrame) -> pd.DataFrame:
     """The rows of each comparison at the largest profile at which it was run."""
     keys = ["claim", "comparison"]
@@ -148,9 +163,10 @@ def effects(found: archive.Tables) -> pd.DataFrame:
         columns=list(MEASURES.values())
     )
     means = _largest(layerwise_claims.details(found, statistic="mean")).query("definition == 'elementwise'")
-    published = layerwise_claims.published_details()
+    published = published_details()
     for name, table in (("elementwise, means", means), ("published", published)):
-        wide = wide.join(table.set_index(keys)["effect"].rename(name), on=keys)
+        known = dict(zip(zip(*(table[key] for key in keys), strict=True), table["effect"], strict=True))
+        wide[name] = [known.get(key[:2], np.nan) for key in wide.index]
     return wide.rename_axis(columns=None).reset_index()
 
 
@@ -160,7 +176,7 @@ def verdicts(found: archive.Tables) -> pd.DataFrame:
     largest = table.drop_duplicates(["claim", "definition"])
     wide = largest.pivot(index="claim", columns="definition", values="verdict").loc[largest["claim"].unique()]
     wide = wide[list(MEASURES.values())].rename_axis(columns=None)
-    wide["published"] = claims.verdicts(layerwise_claims.published_details()).set_index("claim")["verdict"]
+    wide["published"] = claims.verdicts(published_details()).set_index("claim")["verdict"]
     wide.insert(0, "profile", largest.groupby("claim")["profile"].first())
     return wide.reset_index()
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from rwclib import archive, claims, clustering, data, plotting
 from rwclib import models as networks
-from rwclib.config import PROFILES, RunConfig, check_profile
+from rwclib.config import RunConfig, check_profile
 from rwclib.errors import ConfigError
 from rwclib.studies import base
 from rwclib.studies.base import best
@@ -252,17 +252,20 @@ def caption(found: archive.Tables, models: Sequence[str], dataset: str) -> str:
     ]
     for model in models:
         epochs = best(found.runs, model, dataset)["epochs"].max()
-        size, learned, copy = base.caption(found, model, dataset, _length(epochs)).split("\n")
-        depth, learned = _depth(best(found.layers, model, dataset)), learned.removesuffix("; band: range over seeds")
+        size, learned, copy = base.caption(found, model, dataset, length_words(epochs)).split("\n")
+        depth, learned = (
+            depth_words(best(found.layers, model, dataset)),
+            learned.removesuffix("; band: range over seeds"),
+        )
         lines.append(f"{MODELS[model]['title']}{depth}, {size}; {learned}")
     return "\n".join([*lines, copy])
 
 
-def _length(epochs: float) -> str:
+def length_words(epochs: float) -> str:
     return f"{epochs:.0f} epoch{'s' if epochs > 1 else ''} (published: {EPOCHS})"
 
 
-def _depth(layers: pd.DataFrame) -> str:
+def depth_words(layers: pd.DataFrame) -> str:
     """In words, that an EfficientNet is not as deep as the published."""
     count = layers.loc[layers["group"] == "DW", "layer"].nunique()
     return f", half as deep ({count} of {DEPTHWISE} depthwise layers)" if 0 < count < DEPTHWISE else ""
@@ -349,47 +352,18 @@ def trends(layers: pd.DataFrame, metrics: dict[str, str] = claims.DEFINITIONS) -
     return pd.DataFrame(rows)
 
 
-def prepare_pair(profile: str, **rest: object) -> archive.Tables:
-    """The `resolutions` as `base.prepare` gives them."""
-    return base.prepare(resolutions, profile, ["efficientnet_b4"], datasets=["cifar10"], **rest)[0]
+OUTLIERS = 1 / 8  # of the layers, at most, in an outlier cluster
 
 
-def resolution_table(pair: archive.Tables) -> pd.DataFrame:
-    """Depthwise change at 32 pixels beside a larger size, one row per layer, of the most telling pair of runs.
+def spiking(run: pd.DataFrame, dataset: str) -> dict[str, list[str]]:
+    """The layers of a run's outlier clusters that move more than the average layer (`spiking`), and the `other` ones.
 
-    Args:
-        pair: as `prepare_pair` gives them.
-
-    Returns:
-        profile, layer, stage, then per size `<size> px` (median Eq. 1 over the epochs after the first). Empty if no profile
-        has both runs.
+    Clusters are those of the elementwise curves at the published k.
     """
-    rows = pair.layers[(pair.layers["epoch"] > 1) & (pair.layers["group"] == "DW")]
-    whole = rows.groupby("profile")["hash"].nunique() == 2
-    profiles = [name for name in PROFILES if whole.get(name, False)]
-    if not profiles:
-        return pd.DataFrame()
-    rows = rows[rows["profile"] == profiles[-1]]
-    size = rows["hash"].map(pair.runs.drop_duplicates("hash").set_index("hash")["image_size"])
-    wide = rows.assign(size=size).pivot_table("rwc", ["profile", "depth", "layer"], "size", "median").droplevel("depth")
-    wide = wide.rename(columns="{} px".format).reset_index()
-    wide.insert(2, "stage", wide["layer"].str.split(".").str[1].astype(int))
-    return wide.rename_axis(columns=None)
-
-
-def resolution_caption(pair: archive.Tables, table: pd.DataFrame) -> str:
-    """What `resolution_table` shows, the size of its two runs beside the published, and how far they have learned."""
-    runs, layers, last = (
-        of[of["profile"] == table["profile"].iloc[0]]
-        for of in (pair.runs.sort_values("image_size"), pair.layers, archive.last_epochs(pair.epochs))
-    )
-    run, tops = runs.iloc[0], last.set_index("hash")["train_top1"]
-    words = ", ".join(f"{tops[of.hash]:.0f}% ({of.image_size} px)" for of in runs.itertuples())
-    return (
-        f"{data.get(run['dataset']).title}, EfficientNet-B4{_depth(layers)}, profile {run['profile']}: {base.size(runs)}, "
-        f"{_length(run['epochs'])}, {run['precision']}, seed {run['seed']}; medians over the epochs after the first; "
-        f"{base.progress(last, words)}\ndata copy: {run['data_note']}"
-    )
+    of = panel(run, dataset, "all", "rwc_elementwise")
+    means, small = of.curves.mean(axis=1).to_numpy(), np.bincount(of.labels) <= OUTLIERS * len(of.labels)
+    spikes = small[of.labels] & (means > means.mean())
+    return {"spiking": list(of.curves.index[spikes]), "other": list(of.curves.index[~spikes])}
 
 
 def accuracy_table(epochs: pd.DataFrame, models: Sequence[str] | None = None) -> pd.DataFrame:

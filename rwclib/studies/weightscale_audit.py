@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from rwclib import clustering, data, models
-from rwclib.studies import layerwise, two_definitions, weightscale
+from rwclib import archive, claims, clustering, data, models
+from rwclib.config import PROFILES
+from rwclib.studies import base, layerwise, scoring, two_definitions, weightscale, weightscale_claims
 from rwclib.tracker import weight_tensors
 
 
@@ -181,6 +182,49 @@ def depthwise(arrays: pd.DataFrame, dataset: str, image_size: int = 32) -> pd.Da
     })  # fmt: skip
 
 
+def prepare_pair(profile: str, **rest: object) -> archive.Tables:
+    """The `resolutions` as `base.prepare` gives them."""
+    return base.prepare(weightscale.resolutions, profile, ["efficientnet_b4"], datasets=["cifar10"], **rest)[0]
+
+
+def resolution_table(pair: archive.Tables) -> pd.DataFrame:
+    """Depthwise change at 32 pixels beside a larger size, one row per layer, of the most telling pair of runs.
+
+    Args:
+        pair: as `prepare_pair` gives them.
+
+    Returns:
+        profile, layer, stage, then per size `<size> px` (median Eq. 1 over the epochs after the first). Empty if no profile
+        has both runs.
+    """
+    rows = pair.layers[(pair.layers["epoch"] > 1) & (pair.layers["group"] == "DW")]
+    whole = rows.groupby("profile")["hash"].nunique() == 2
+    profiles = [name for name in PROFILES if whole.get(name, False)]
+    if not profiles:
+        return pd.DataFrame()
+    rows = rows[rows["profile"] == profiles[-1]]
+    size = rows["hash"].map(pair.runs.drop_duplicates("hash").set_index("hash")["image_size"])
+    wide = rows.assign(size=size).pivot_table("rwc", ["profile", "depth", "layer"], "size", "median").droplevel("depth")
+    wide = wide.rename(columns="{} px".format).reset_index()
+    wide.insert(2, "stage", wide["layer"].str.split(".").str[1].astype(int))
+    return wide.rename_axis(columns=None)
+
+
+def resolution_caption(pair: archive.Tables, table: pd.DataFrame) -> str:
+    """What `resolution_table` shows, the size of its two runs beside the published, and how far they have learned."""
+    runs, layers, last = (
+        of[of["profile"] == table["profile"].iloc[0]]
+        for of in (pair.runs.sort_values("image_size"), pair.layers, archive.last_epochs(pair.epochs))
+    )
+    run, tops = runs.iloc[0], last.set_index("hash")["train_top1"]
+    words = ", ".join(f"{tops[of.hash]:.0f}% ({of.image_size} px)" for of in runs.itertuples())
+    return (
+        f"{data.get(run['dataset']).title}, EfficientNet-B4{weightscale.depth_words(layers)}, profile {run['profile']}: {base.size(runs)}, "
+        f"{weightscale.length_words(run['epochs'])}, {run['precision']}, seed {run['seed']}; medians over the epochs after the first; "
+        f"{base.progress(last, words)}\ndata copy: {run['data_note']}"
+    )
+
+
 def trace(epochs: int = 3, seed: int = 0) -> pd.DataFrame:
     """Which single weight makes a layer's elementwise mean: a small ResNet-34 trained on the bundled images.
 
@@ -210,3 +254,15 @@ def trace(epochs: int = 3, seed: int = 0) -> pd.DataFrame:
                 "largest share": float(ratio[top] / ratio.sum()), "weight": float(size[top] / size.median()),
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def released(layers: pd.DataFrame) -> pd.DataFrame:
+    """The claims judged on released arrays (`weightscale_release.tidy`), exactly: the paper's sentences are about these very runs.
+
+    Columns: claim, comparison, effect, verdict.
+    """
+    here = set(layers[["model", "dataset"]].itertuples(index=False, name=None))
+    about = scoring.under(claims.about(weightscale_claims.CLAIMS, ["resnet34", "efficientnet_b4"]), {"": "elementwise"})
+    table = weightscale_claims.values(archive.Tables(pd.DataFrame(), layers, pd.DataFrame()))
+    about = [claim for claim in about if claim.profile is None and claim.runs <= here]
+    return claims.details(table, about, ["released"], claims.NO_SPREAD)[["claim", "comparison", "effect", "verdict"]]
