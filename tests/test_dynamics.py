@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rwclib import archive, plotting_runs
+from rwclib import archive, features, plotting_runs
 from rwclib.config import PROFILES
 from rwclib.errors import ConfigError
 from rwclib.studies import dynamics, dynamics_claims
@@ -238,14 +238,14 @@ def test_d4_fails_where_adams_features_correlate_no_more_or_in_lenet_as_well():
     assert table.loc["D4", "verdict"].to_dict() == {"mean of positive r": "fails", "mean r": "holds"}  # 0.1 and 0.033
 
 
-def test_positive_r_is_the_mean_of_the_positive_correlations_between_features_that_vary():
+def test_mean_positive_is_the_mean_of_the_positive_correlations_between_features_that_vary():
     x = np.random.default_rng(3).normal(size=(20, 5))
     x[:, 2] = 4.0
     pairs = [np.corrcoef(x[:, i], x[:, j])[0, 1] for i in range(5) for j in range(i) if 2 not in (i, j)]
     assert len(pairs) == 6
-    assert dynamics_claims.positive_r(x) == pytest.approx(np.mean([r for r in pairs if r > 0]))
-    assert dynamics_claims.positive_r(features_of(0.4)) == pytest.approx(0.4)
-    assert np.isnan(dynamics_claims.positive_r(features_of(-0.1)))
+    assert features.mean_positive(x) == pytest.approx(np.mean([r for r in pairs if r > 0]))
+    assert features.mean_positive(features_of(0.4)) == pytest.approx(0.4)
+    assert np.isnan(features.mean_positive(features_of(-0.1)))
 
 
 def test_d5_is_the_share_of_retrainings_that_come_back_judged_by_its_mean():
@@ -283,7 +283,7 @@ def test_what_has_hardly_learned_is_not_judged_nor_what_was_retrained_from_it():
 def test_a_half_trained_profile_does_not_take_the_place_of_a_whole_one():
     """Of the data sets and networks whose six trainings are not all there nothing is judged."""
     missing = only(model="lenet5", dataset="mnist", init="kaiming_normal", optimizer="sgd", perturbation="none")
-    found = dynamics_claims.complete(planted(lambda c: None if missing(c) else {}))
+    found = dynamics.judged(planted(lambda c: None if missing(c) else {}))
     trained = found.runs[found.runs["perturbation"] == "none"]
     assert len(trained) == 48
     assert not ((trained["model"] == "lenet5") & (trained["dataset"] == "mnist")).any()
@@ -306,7 +306,9 @@ def test_the_archives_scorecard_has_every_claim_once_per_definition_or_says_why_
 
 
 def test_an_empty_archive_gives_claims_not_run(tmp_path):
-    assert set(dynamics_claims.scorecard(tmp_path)["verdict"]) == {"not run"}
+    table = dynamics_claims.scorecard(tmp_path)
+    assert set(table["verdict"]) == {"not run"}
+    assert set(table["reason"]) == {"no runs at one profile for all of it"}
 
 
 def test_captions_give_the_range_of_training_accuracies_and_count_who_is_not_judged(found):

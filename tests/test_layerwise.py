@@ -9,7 +9,7 @@ import pytest
 from rwclib import archive, claims, plotting
 from rwclib.config import PROFILES
 from rwclib.errors import ConfigError
-from rwclib.studies import base, layerwise, layerwise_claims
+from rwclib.studies import base, layerwise, layerwise_claims, two_definitions
 
 PUBLISHED = {  # verdicts of the figures' medians
     "fails": ["L15"],
@@ -252,7 +252,7 @@ def test_accuracies_are_judged_at_the_published_size_alone():
 
 
 def test_the_published_medians_are_judged_with_their_reading_error_and_refute_a_conclusion():
-    parts = layerwise_claims.published_details().set_index(["claim", "comparison"])
+    parts = two_definitions.published_details().set_index(["claim", "comparison"])
     assert parts.loc[("L14", "vgg19_bn mnist: late / early"), "effect"] == pytest.approx(0.555 / 0.994)
     fails = parts[parts["verdict"] == "fails"]  # not all decide: L14 is judged by its mean
     assert list(fails.index) == [

@@ -100,7 +100,7 @@ def planted(monkeypatch):
                     sessions.append({**row, **keys})
         for layer, way in ways:
             for model, image in ((model, image) for model in softness.MODELS for image in study.IMAGES):
-                for picture in range(17 if image == "bird" else softness_claims.NOISES):
+                for picture in range(17 if image == "bird" else study.NOISES):
                     printed = picture == study.PRINTED[image]
                     more = 0.0 if printed else others(picture)
                     values = {"r2": r2(layer, model, image) + more, "p": p(layer, model, image) + more}
@@ -118,7 +118,7 @@ def planted(monkeypatch):
         monkeypatch.setattr(
             study, "clustering", lambda found, **_: table.drop_duplicates(["seed", "iteration", "layer"])
         )
-        monkeypatch.setattr(softness_claims, "r_squared", lambda found: pd.DataFrame(lines))
+        monkeypatch.setattr(study, "r_squared", lambda found: pd.DataFrame(lines))
         found = simulated(lambda iteration, rng: dict.fromkeys(study.LAYERS, 0.0))
         return softness_claims.verdicts(found).set_index(["claim", "definition"]).sort_index()
 
@@ -258,10 +258,10 @@ def test_the_archived_sessions_are_judged_by_their_own_fits(found, parts):
 
 def test_r_squared_has_every_picture_once_and_names_the_printed_ones(monkeypatch):
     few = simulated(smoothed, [1, 1, 2000, 2000, 30_000])
-    monkeypatch.setattr(softness_claims, "NOISES", 2)
+    monkeypatch.setattr(study, "NOISES", 2)
     birds = study.birds()[:3]
     monkeypatch.setattr(study, "birds", lambda: birds)
-    table = softness_claims.r_squared(few)
+    table = study.r_squared(few)
     assert table.groupby(["panel", "model", "image"])["picture"].agg(list).map(tuple).unique().tolist() == [
         (0, 1, 2),
         (0, 1),
@@ -275,7 +275,7 @@ def test_r_squared_has_every_picture_once_and_names_the_printed_ones(monkeypatch
 
 
 def test_smoother_filters_cluster_more_and_give_softer_images(monkeypatch):
-    monkeypatch.setattr(softness_claims, "NOISES", 1)
+    monkeypatch.setattr(study, "NOISES", 1)
     birds = study.birds()[:2]
     monkeypatch.setattr(study, "birds", lambda: birds)
     for make, sign, verdict in (

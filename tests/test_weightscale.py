@@ -223,12 +223,12 @@ def test_a_spike_under_one_definition_only_meets_w7_there_and_not_under_the_othe
 
 
 def test_outlier_clusters_are_small_and_move_more_than_the_average_layer():
-    spikes, others = weightscale_claims.spiking(planted(), "cifar10")
-    assert spikes == ["layer5"]
-    assert set(others) == {f"layer{i}" for i in range(1, 21) if i != 5}
+    found = weightscale.spiking(planted(), "cifar10")
+    assert found["spiking"] == ["layer5"]
+    assert set(found["other"]) == {f"layer{i}" for i in range(1, 21) if i != 5}
     calm = planted()
     calm.loc[calm["layer"] == "layer5", "rwc_elementwise"] = 1e-3  # an outlier that moves less
-    assert weightscale_claims.spiking(calm, "cifar10")[0] == []
+    assert weightscale.spiking(calm, "cifar10")["spiking"] == []
 
 
 def test_accuracies_are_judged_at_the_published_size_alone():
@@ -317,7 +317,7 @@ def test_captions_say_how_deep_the_network_is_and_how_far_it_has_learned():
     assert resnet.split("\n")[1].endswith("; training top-1 56%")
     full = found.layers.query("model == 'efficientnet_b4' and group == 'DW'")
     twice = pd.concat([full, full.assign(layer=full["layer"] + "b")])
-    assert weightscale._depth(twice) == weightscale._depth(found.layers.query("model == 'resnet34'")) == ""
+    assert weightscale.depth_words(twice) == weightscale.depth_words(found.layers.query("model == 'resnet34'")) == ""
 
 
 def test_the_pairs_caption_gives_both_accuracies():

@@ -14,7 +14,7 @@ from scipy import stats
 
 from rwclib import clustering, data
 from rwclib.errors import ConfigError, DataError
-from rwclib.studies import weightscale, weightscale_audit, weightscale_claims, weightscale_release
+from rwclib.studies import weightscale, weightscale_audit, weightscale_release
 
 HERE = (data.folder() / "published_rwc" / "rwc_resnet_cifar10.csv").exists()
 needs_arrays = pytest.mark.skipif(not HERE, reason="the released arrays are not in $RWC_DATA_DIR/published_rwc")
@@ -202,7 +202,7 @@ def test_depthwise_changes_are_flat_once_divided_by_the_share_with_a_gradient(ar
 
 @needs_arrays
 def test_the_claims_are_judged_on_the_released_arrays_themselves_without_an_interval(arrays):
-    table = weightscale_claims.released(arrays)
+    table = weightscale_audit.released(arrays)
     assert set(table["claim"]) == {"W1", "W2", "W4", "W5", "W7"}  # no SVHN here, and no accuracies
     found = table.set_index(["claim", "comparison"])
     change = arrays[(arrays["model"] == "resnet34") & (arrays["dataset"] == "cifar10") & (arrays["epoch"] > 1)]

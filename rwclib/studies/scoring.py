@@ -24,14 +24,14 @@ def under(about: Sequence[Claim], metrics: Mapping[str, str]) -> list[Claim]:
 class Judge:
     """What judges one study: its claims, how tidy values are had from tables of runs, and the tables of a results folder.
 
-    `judged` are the runs that may be judged, `reason` says why a claim was not run where that is not what `_reason` finds.
+    `judged` are the runs that may be judged; `reason` says why a claim was not run, given what `_reason` finds.
     """
 
     claims: Sequence[Claim]
     values: Callable[..., pd.DataFrame]
     tables: Callable[..., archive.Tables]
     judged: Callable[[archive.Tables], archive.Tables] = lambda found: base.learned(found)[0]
-    reason: Callable[[Claim], str] = lambda claim: ""
+    reason: Callable[[Claim, str], str] = lambda claim, why: why
 
     def about(self, models: Sequence[str] | None = None, metrics: Mapping[str, str] | None = None) -> list[Claim]:
         """The claims that speak of these models alone, under these definitions."""
@@ -62,10 +62,11 @@ class Judge:
         for row in table.itertuples():
             claim = known[row.claim]
             top1 = _part(last, claim, row.profile)["train_top1"].astype(float)
-            reason = self.reason(claim) or _reason(claim, found, judged, profile)
+            missing = row.verdict == "not run"
+            reason = self.reason(claim, _reason(claim, found, judged, profile)) if missing else ""
             copies = _copies(_part(found.runs, claim, row.profile))
             accuracies = top1.min(), top1.max()
-            more.append((claim.text, claim.replicates, copies, accuracies, reason if row.verdict == "not run" else ""))
+            more.append((claim.text, claim.replicates, copies, accuracies, reason))
         return table.join(pd.DataFrame(more, columns=["text", "replicates", "data", "train_top1", "reason"]))
 
     def scorecard(self, results: str | Path | None = None, profile: str = "best") -> pd.DataFrame:
@@ -77,8 +78,8 @@ def _part(table: pd.DataFrame, claim: Claim, profile: str) -> pd.DataFrame:
     """The rows of a claim's networks and data sets at a profile."""
     if table.empty:
         return pd.DataFrame(columns=["model", "dataset", "data_note", "train_top1"])
-    rows = table[["profile", "model", "dataset"]].itertuples(index=False, name=None)
-    return table[[name == profile and (model, dataset) in claim.runs for name, model, dataset in rows]]
+    rows, runs = table[["profile", "model", "dataset"]].itertuples(index=False, name=None), claim.runs
+    return table[[name == profile and (model, dataset) in runs for name, model, dataset in rows]]
 
 
 def _reason(claim: Claim, found: archive.Tables, judged: archive.Tables, profile: str) -> str:

@@ -109,5 +109,5 @@ def values(found: archive.Tables) -> pd.DataFrame:
 
 # Untrained filters are part of the design, so that all sessions count.
 _WHY = f"needs CIFAR-10 sessions of {LATE:,} iterations"
-_judge = scoring.Judge(CLAIMS, values, softness.tables, lambda found: found, lambda _: _WHY)
+_judge = scoring.Judge(CLAIMS, values, softness.tables, lambda found: found, lambda claim, why: _WHY)
 details, verdicts, scorecard = _judge.details, _judge.verdicts, _judge.scorecard
