@@ -16,12 +16,46 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage, stats
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIRDS = REPOSITORY / "rwclib" / "studies" / "softness_birds.npy"  # pictures, not code
 CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "svhn": 10}
 RWC_COLUMNS = {"Eq. 1": "rwc", "elementwise": "rwc_elementwise"}
 CHANGED = {"at all": "changed", "by 0.1%": "changed_1e3", "by 1%": "changed_1e2"}
+
+DESIGN = {1: 3, 2000: 3, 10_000: 2, 30_000: 2, 50_000: 1}  # study 4: iterations, sessions
+_PAPER = {"width": 64, "n_train": None, "n_test": None, "precision": "bf16"}  # None: all images
+_REDUCED = {"width": 16, "n_train": 10_000, "n_test": 2000, "precision": "fp32"}
+_SESSION = {"width": 64, "n_train": None, "precision": "fp32"}
+_COLOUR = {"width": 32, "epochs": 60}
+
+# Study, profile: the settings that its runs have (a tuple: one of these), and under the name of a network, of a network and
+# a data set, or of what is `retrained`, other ones for these. `sessions`: how many of so many iterations, seeds counted through.
+PROFILES = {
+    "layerwise": {
+        "quick": {"width": 16, "n_train": 2048, "n_test": 256, "epochs": 8, "precision": "fp32", "seed": (0, 42)},
+        "reduced": {**_REDUCED, "epochs": 30, "seed": (0, 42, 123), "alexnet cifar10": _COLOUR, "alexnet cifar100": _COLOUR},
+        "paper": {**_PAPER, "epochs": 150, "seed": (0, 42, 123, 1000, 1234)},
+    },
+    "weightscale": {
+        "quick": {"width": 8, "n_train": 2048, "n_test": 256, "epochs": 25, "image_size": 32, "precision": "fp32",
+                  "seed": (0,), "resnet50": {"n_train": 1536}},
+        "reduced": {**_REDUCED, "epochs": 25, "image_size": 32, "seed": (0, 42)},
+        "paper": {**_PAPER, "epochs": 25, "image_size": 32, "seed": (0, 42), "efficientnet_b4": {"image_size": 224}},
+    },
+    "dynamics": {
+        "quick": {"width": 8, "n_train": 1024, "n_test": 256, "epochs": 20, "precision": "fp32", "seed": (0,),
+                  "lenet5": {"width": 64}, "retrained": {"epochs": 10}},
+        "reduced": {**_REDUCED, "epochs": 20, "seed": (0, 42), "lenet5": {"width": 64}},
+        "paper": {**_PAPER, "epochs": 20, "seed": (0, 42)},
+    },
+    "softness": {
+        "quick": {**_SESSION, "n_test": 1000, "sessions": dict.fromkeys((1, 100, 400, 1000, 2000), 3)},
+        "reduced": {**_SESSION, "n_test": 1000, "sessions": DESIGN},
+        "paper": {**_SESSION, "n_test": None, "sessions": dict.fromkeys(DESIGN, 10)},
+    },
+}  # fmt: skip
 
 # Study 1: claim, network, data sets: groups "a / b"; or claim, network, groups: data sets "a / b".
 RATIOS = """
@@ -53,7 +87,7 @@ GAPS = (  # |ln ratio| on the first data set less that on the second
     ("L2", "resnet18", "block4 / block3", "cifar100", "cifar10"),
     ("L9", "vgg19_bn", "late / middle", "cifar10", "cifar100"),
 )
-DESIGN = {1: 3, 2000: 3, 10_000: 2, 30_000: 2, 50_000: 1}  # study 4: iterations, sessions
+CELL = ["profile", "model", "dataset", "perturbation", "seed"]  # study 3: whole with 3 initialisations, 2 optimizers
 EARLY, LATE = 2000, 30_000
 SOFT_SHARE = 0.1
 READINGS = {"through layer 1": "through", "on the image": "image"}
@@ -62,16 +96,39 @@ LINES = ("linear", "exponential", "power")
 SAME_LIMIT = 2 * max(0.27 / 120.3, 1.3 / 23.43, 1.38 / 171.79)  # D5: twice the slides' largest distance / norm
 
 
+def lengths_of(sessions: dict[int, int]) -> list[int]:
+    """Iterations of each session of a design; its place is its seed."""
+    return [length for length, count in sessions.items() for _ in range(count)]
+
+
+def fits(config: dict, settings: dict) -> bool:
+    """Whether a run has the settings of a profile."""
+    names = [config["model"], f"{config['model']} {config['dataset']}"]
+    names += ["retrained"] if config["perturbation"] != "none" else []
+    wanted = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+    for name in names:
+        wanted |= settings.get(name, {})
+    if "sessions" in settings and (config["seed"], config["iterations"]) not in enumerate(
+        lengths_of(settings["sessions"])
+    ):
+        return False
+    return all(config[key] in (value if isinstance(value, tuple) else (value,)) for key, value in wanted.items())
+
+
 def read_runs(results: Path, study: str) -> pd.DataFrame:
-    """Finished runs: the settings, `folder`, `hash`, and `learned` by the training accuracy at the end."""
+    """Finished runs, once for each profile that they fit: the settings, `profile`, `folder`, `hash`, the training accuracy at
+    the end `top1`, and whether the network has `learned`."""
     rows = []
     for file in sorted((results / study).glob("*/run.json")):
         record = json.loads(file.read_text())
-        if record["status"] == "done":
-            guess = 100 / CLASSES[record["config"]["dataset"]]
+        config = record["config"]
+        profiles = [name for name, settings in PROFILES[study].items() if fits(config, settings)]
+        if record["status"] == "done" and profiles:
+            guess = 100 / CLASSES[config["dataset"]]
             top1 = pd.read_parquet(file.parent / "epochs.parquet").sort_values("epoch")["train_top1"].iloc[-1]
             found = {"folder": file.parent, "hash": file.parent.name[-12:], "top1": top1}
-            rows.append({**record["config"], **found, "learned": (top1 - guess) / (100 - guess) >= 0.25})
+            found["learned"] = (top1 - guess) / (100 - guess) >= 0.25
+            rows += [{**config, **found, "profile": profile} for profile in profiles]
     return pd.DataFrame(rows)
 
 
@@ -118,10 +175,8 @@ def layerwise_ratios(cells: pd.DataFrame) -> list[tuple]:
     return found
 
 
-def layerwise(results: Path) -> list[tuple]:
+def layerwise(runs: pd.DataFrame) -> list[tuple]:
     """Study 1: (claim, definition, profile, comparison, effect)."""
-    runs = read_runs(results, "layerwise")
-    runs = runs.assign(profile=runs["n_train"].map({2048: "quick", 10_000: "reduced"}))
     rows = []
     for profile, of in runs[runs["learned"]].groupby("profile"):
         layers = read_layers(of)
@@ -206,16 +261,14 @@ def weightscale_effects(model: str, dataset: str, layers: pd.DataFrame, column: 
     return [*found, ("W7", "peak over median, spiking / other", np.exp(spikes.mean()))]
 
 
-def weightscale(results: Path) -> list[tuple]:
+def weightscale(runs: pd.DataFrame) -> list[tuple]:
     """Study 2, as `layerwise`."""
-    quick = "n_train in (2048, 1536) and width == 8 and epochs == 25 and image_size == 32"
-    runs = read_runs(results, "weightscale").query(f"learned and {quick}")
     rows = []
-    for (model, dataset), of in runs.groupby(["model", "dataset"]):
+    for (profile, model, dataset), of in runs[runs["learned"]].groupby(["profile", "model", "dataset"]):
         layers = read_layers(of)
         for definition, column in RWC_COLUMNS.items():
             for claim, label, effect in weightscale_effects(model, dataset, layers, column):
-                rows.append((claim, definition, "quick", f"{model} {dataset}: {label}", effect))
+                rows.append((claim, definition, profile, f"{model} {dataset}: {label}", effect))
     return rows
 
 
@@ -227,12 +280,16 @@ def mean_of_positive_r(features: np.ndarray) -> float:
     return between[between > 0].mean()
 
 
-def read_dynamics(results: Path) -> pd.DataFrame:
-    """Judged runs with what they were at the end; of retrained runs, those whose parent learned."""
-    runs = read_runs(results, "dynamics")
+def read_dynamics(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of whole cells with what they were at the end: those that learned; of retrained ones, whose parent did."""
+    runs = runs.assign(
+        init=runs["init"].str.split(":").str[0], optimizer=runs["optimizer"].map({"sgd": "SGD", "adam": "Adam"})
+    )
+    different = (runs["init"] + " " + runs["optimizer"]).groupby([runs[key] for key in CELL]).transform("nunique")
+    runs = runs[different == 6]
     scratch = runs["perturbation"] == "none"
     judged = runs["hash"].where(scratch, runs["parent"]).isin(runs.loc[scratch & runs["learned"], "hash"])
-    runs = runs[judged & (runs["n_train"] == 1024) & (runs["epochs"] == np.where(scratch, 20, 10))]
+    runs = runs[judged]
     rows = []
     for run in runs.itertuples():
         snapshots = pd.read_parquet(run.folder / "snapshots.parquet")
@@ -246,14 +303,11 @@ def read_dynamics(results: Path) -> pd.DataFrame:
         if run.perturbation == "none" and (run.folder / "penultimate.npy").exists():
             row["mean of positive r"] = mean_of_positive_r(np.load(run.folder / "penultimate.npy"))
         rows.append(row)
-    runs = runs.assign(
-        init=runs["init"].str.split(":").str[0], optimizer=runs["optimizer"].map({"sgd": "SGD", "adam": "Adam"})
-    )
     return runs.join(pd.DataFrame(rows, index=runs.index))
 
 
 def scratch_effects(scratch: pd.DataFrame) -> list[tuple]:
-    """D1 to D4, of trainings from scratch: (claim, definition, comparison, effect)."""
+    """D1 to D4, of one profile's trainings from scratch: (claim, definition, comparison, effect)."""
     rows = []
     for (model, dataset), of in scratch.groupby(["model", "dataset"]):
         claim = {"resnet18": "D1", "lenet5 cifar10": "D2a", "vgg19 cifar10": "D2b"}
@@ -261,7 +315,8 @@ def scratch_effects(scratch: pd.DataFrame) -> list[tuple]:
         for ((init, optimizer), runs), definition in itertools.product(of.groupby(["init", "optimizer"]), CHANGED):
             if claim:
                 label = f"{model} {dataset}: {init}, {optimizer}"
-                rows.append((claim, definition, label, runs[CHANGED[definition]].mean()))
+                shares = runs[CHANGED[definition]]  # of several seeds, the one that speaks least for the claim
+                rows.append((claim, definition, label, shares.max() if claim == "D1" else shares.min()))
         adam, sgd = (of[of["optimizer"] == name].set_index(["init", "seed"]) for name in ("Adam", "SGD"))
         pairs = adam.index.intersection(sgd.index)
         adam, sgd = adam.loc[pairs], sgd.loc[pairs]
@@ -274,10 +329,9 @@ def scratch_effects(scratch: pd.DataFrame) -> list[tuple]:
     return rows
 
 
-def dynamics(results: Path) -> list[tuple]:
-    """Study 3, as `layerwise`."""
-    runs = read_dynamics(results)
-    rows = scratch_effects(runs[runs["perturbation"] == "none"])
+def retrained_effects(runs: pd.DataFrame) -> list[tuple]:
+    """D5 and D6, of one profile's retrained networks, as `scratch_effects`."""
+    rows = []
     for claim, perturbation, column, quantity in (
         ("D5", "distort:1e-06", "back", "share that comes back"),
         ("D6", "flip_sign", "apart", "distance / norm"),
@@ -288,7 +342,16 @@ def dynamics(results: Path) -> list[tuple]:
             rows.append((claim, "-", f"{model} {dataset}: {optimizer}, {quantity}", value))
         if claim == "D5" and len(cells) == 18:
             rows.append((claim, "-", "mean of the cells", cells.mean()))
-    return [(claim, definition, "quick", label, value) for claim, definition, label, value in rows]
+    return rows
+
+
+def dynamics(runs: pd.DataFrame) -> list[tuple]:
+    """Study 3, as `layerwise`."""
+    rows = []
+    for profile, of in read_dynamics(runs).groupby("profile"):
+        found = scratch_effects(of[of["perturbation"] == "none"]) + retrained_effects(of)
+        rows += [(claim, definition, profile, label, value) for claim, definition, label, value in found]
+    return rows
 
 
 def filter_images(filters: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -331,14 +394,10 @@ def mean_morans_i(filters: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-def read_sessions(results: Path) -> list[dict]:
-    """The sessions of the design: `length`, and by iteration both layers' filters in float64."""
-    lengths = [length for length, count in DESIGN.items() for _ in range(count)]
-    runs = read_runs(results, "softness")
-    runs = runs[runs["n_train"].isna()]
-    chosen = [run for run in runs.itertuples() if run.seed < len(lengths) and run.iterations == lengths[run.seed]]
+def read_sessions(runs: pd.DataFrame) -> list[dict]:
+    """Sessions in order of their seeds: `length`, and by iteration both layers' filters in float64."""
     sessions = []
-    for run in sorted(chosen, key=lambda run: run.seed):
+    for run in runs.sort_values("seed").itertuples():
         recorded = np.load(run.folder / "filters_iterations.npy").tolist()
         both = [np.load(run.folder / f"filters_{layer}.npy").astype(np.float64) for layer in LAYERS]
         at = {iteration: tuple(layer[place] for layer in both) for place, iteration in enumerate(recorded)}
@@ -391,25 +450,28 @@ def lines_through_sessions(sessions: list[dict], pictures: dict[str, np.ndarray]
     return rows
 
 
-def softness(results: Path) -> list[tuple]:
-    """Study 4, as `layerwise`."""
-    sessions = read_sessions(results)
-    if len(sessions) != sum(DESIGN.values()):
-        return []
+def softness(runs: pd.DataFrame) -> list[tuple]:
+    """Study 4, as `layerwise`: of the profiles that have all their sessions, and long ones."""
     birds = np.load(BIRDS).transpose(0, 3, 1, 2) / 255
     birds[[0, 1]] = birds[[1, 0]]  # the printed one first
     noise = [np.random.default_rng(k).integers(0, 2, (32, 32)).astype(float) for k in range(12)]
     pictures = {"bird": birds, "static": np.array(noise)[:, None].repeat(3, axis=1)}
-    rows = later_than_early(sessions, pictures) + lines_through_sessions(sessions, pictures)
-    return [(claim, definition, "reduced", label, value) for claim, definition, label, value in rows]
+    rows = []
+    for profile, of in runs.groupby("profile"):
+        lengths = lengths_of(PROFILES["softness"][profile]["sessions"])
+        if max(lengths) >= LATE and sorted(of["seed"]) == list(range(len(lengths))):
+            sessions = read_sessions(of)
+            found = later_than_early(sessions, pictures) + lines_through_sessions(sessions, pictures)
+            rows += [(claim, definition, profile, label, value) for claim, definition, label, value in found]
+    return rows
 
 
 def effects(results: Path) -> pd.DataFrame:
     """claim, definition, profile, comparison, effect of all that there are runs for."""
     rows = []
     for study in (layerwise, weightscale, dynamics, softness):
-        if any((results / study.__name__).glob("*/run.json")):
-            rows += study(results)
+        runs = read_runs(results, study.__name__)
+        rows += study(runs) if len(runs) else []
     table = pd.DataFrame(rows, columns=["claim", "definition", "profile", "comparison", "effect"])
     table = table.dropna(subset="effect")  # not run
     claims = sorted(table["claim"].unique(), key=lambda claim: ("LWDS".index(claim[0]), len(claim.rstrip("ab")), claim))

@@ -27,6 +27,8 @@ RATIO_MARGIN = float(np.log(1.1))
 SHARE_MARGIN = 0.05  # of correlations and shares
 INFINITY = float("inf")
 VALUES = ["profile", "definition", "model", "quantity", "dataset", "group", "seed", "value"]
+DETAILS = ["claim", "definition", "profile", "comparison", "verdict", "effect", "low", "high", "unit", "seeds", "spread",
+           "margin", "decides"]  # fmt: skip
 COUNTED = ("holds", "equal", "unclear", "fails", "not run")
 
 
@@ -90,10 +92,7 @@ def level(cell: Cell, label: str, low: float, high: float = INFINITY, **settings
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper (`text`) and the comparisons that must all hold, or with `in_general` their mean.
-
-    `profile` is the one size at which it can be judged, if not at any.
-    """
+    """A sentence of a paper and comparisons that must all hold, or with `in_general` their mean; at one `profile` or at any."""
 
     id: str
     text: str
@@ -132,6 +131,8 @@ class Spread:
     runs_df: float
     profile: str = ""
 
+    squares = property(lambda self: ((self.within, self.within_df), (self.runs, self.runs_df)))
+
 
 NO_SPREAD = Spread(0.0, INFINITY, 0.0, INFINITY, "exact")  # of what is counted in full
 
@@ -165,26 +166,30 @@ class Interval:
         """Lower and upper end of the interval that covers this share."""
         if self.spread == "chi squared":  # the effect is a standard deviation
             return tuple(self.effect * np.sqrt(self.df / stats.chi2.ppf([(1 + share) / 2, (1 - share) / 2], self.df)))
-        half = stats.t.ppf((1 + share) / 2, self.df) * self.error
+        half = float(stats.t.ppf((1 + share) / 2, self.df)) * self.error
         return self.effect - half, self.effect + half
 
 
-@np.errstate(invalid="ignore")  # of infinite values
 def interval(
     part: Comparison, tables: Mapping[tuple, pd.DataFrame], spreads: Mapping[tuple, Spread | None]
 ) -> Interval | None:
-    """Effect and interval of a comparison; None where a cell has no value.
-
-    `tables` are (replicates, groups) by (model, quantity, dataset), `spreads` by (model, quantity).
-    """
-    blank = pd.DataFrame(), pd.Series(dtype=float)
-    values = {cell: tables.get(cell.table, blank[0]).get(cell.group, blank[1]).to_numpy(float) for cell in part.cells}
+    """Effect and interval, from (replicates, groups) values by (model, quantity, dataset); None where a cell has no value."""
+    tables = {key: tables.get(key, pd.DataFrame()) for key in {cell.table for cell in part.cells}}
+    if len(tables) == 1:  # replicates that have all groups, so that the effect of the run cancels
+        ((key, table),) = tables.items()
+        tables = {key: table.dropna(subset=[cell.group for cell in part.cells if cell.group in table])}
+    values = {cell: tables[cell.table].get(cell.group, pd.Series(dtype=float)).to_numpy(float) for cell in part.cells}
     seeds = min(int((~np.isnan(x)).sum()) for x in values.values())
-    if not seeds:
+    if seeds < (2 if part.unit == "spread" else 1):
         return None
+    first = values[part.cells[0]]
     if part.unit == "spread":
-        return Interval(float(np.nanstd(values[part.cells[0]], ddof=1)), np.nan, seeds - 1, seeds, "chi squared")
-    sums = [sum(weight * np.nanmean(values[cell]) for weight, cell in terms) for terms in (part.terms, part.less)]
+        return Interval(float(np.nanstd(first, ddof=1)), np.nan, seeds - 1, seeds, "chi squared")
+    if part.exact:  # the replicate that speaks least for the claim
+        worst = int(np.nanargmin(np.minimum(first - part.low, part.high - first)))
+        return Interval(float(first[worst]), 0.0, INFINITY, seeds, "exact")
+    means = {cell: float(np.nanmean(x)) for cell, x in values.items()}
+    sums = [sum(weight * means[cell] for weight, cell in terms) for terms in (part.terms, part.less)]
     effect, signs = (abs(sums[0]) - abs(sums[1]), np.sign(sums)) if part.less else (sums[0], (1, 1))
     weights: dict[tuple, np.ndarray] = {}  # of every value, by table
     for sign, terms in ((signs[0], part.terms), (-signs[1], part.less)):
@@ -193,17 +198,18 @@ def interval(
             of = weights.setdefault(cell.table, np.zeros(table.shape))
             of[:, table.columns.get_loc(cell.group)] += sign * weight * present / present.sum()
     variances: dict[tuple, float] = {}  # by mean square
-    for (model, quantity, _), of in weights.items():
-        known = NO_SPREAD if part.exact else spreads.get((model, quantity))
-        if known is None:
-            return Interval(float(effect), np.nan, np.nan, seeds)
+    used = {key: spreads.get(key[:2]) for key in weights}
+    if None in used.values():
+        return Interval(effect, np.nan, np.nan, seeds)
+    for key, of in weights.items():
         whole = np.square(of.sum(1)).sum() / of.shape[1]
         alone = max(np.square(of).sum() - whole, 0.0)
-        for size, df, share in ((known.within, known.within_df, alone), (known.runs, known.runs_df, whole)):
-            variances[size, df, model] = variances.get((size, df, model), 0.0) + size * share
-    total = sum(variances.values())
-    lost = sum(variance**2 / df for (_, df, _), variance in variances.items() if variance)
-    return Interval(float(effect), total**0.5, total**2 / lost if lost else INFINITY, seeds, known.profile)
+        for (size, df), share in zip(used[key].squares, (alone, whole), strict=True):
+            variances[size, df, key[0]] = variances.get((size, df, key[0]), 0.0) + size * share
+    total = float(sum(variances.values()))
+    lost = float(sum(variance**2 / df for (_, df, _), variance in variances.items() if variance))
+    names = ", ".join(dict.fromkeys(known.profile for known in used.values()))
+    return Interval(effect, total**0.5, total**2 / lost if lost else INFINITY, seeds, names)
 
 
 def verdict(part: Comparison, found: Interval | None, comparisons: int = 1) -> tuple[str, float]:
@@ -216,11 +222,11 @@ def verdict(part: Comparison, found: Interval | None, comparisons: int = 1) -> t
         return "holds" if part.similar else "equal", inside
     low, high = found.bounds(0.95)
     inside = min(low - part.low, part.high - high)
-    if inside > 0 and not part.similar:
+    if inside >= 0 and not part.similar:
         return "holds", inside
     low, high = found.bounds(1 - 0.05 / comparisons)
     outside = max(part.low - high, low - part.high)
-    return ("fails", outside) if outside >= 0 else ("unclear", min(found.effect - part.low, part.high - found.effect))
+    return ("fails", outside) if outside > 0 else ("unclear", min(found.effect - part.low, part.high - found.effect))
 
 
 def of_all(verdicts: Iterable[str]) -> str:
@@ -260,19 +266,18 @@ def details(
                 word, margin = verdict(part, each, 1 if alone else len(claim.comparisons))
                 shown = (each.effect, *each.bounds()) if each else (np.nan,) * 3
                 effect, low, high = np.exp(shown) if part.unit == "ratio" else shown
-                rows.append({
-                    "claim": claim.id, "definition": key[1], "profile": key[0], "comparison": part.label, "verdict": word, "effect": effect,
-                    "low": low, "high": high, "unit": part.unit, "seeds": each.seeds if each else 0, "spread": each.spread if each else "",
-                    "margin": margin, "decides": alone or not claim.in_general,
-                })  # fmt: skip
-    return pd.DataFrame(rows)
+                row = (each.seeds, each.spread) if each else (0, "")
+                rows.append((
+                    claim.id, key[1], key[0], part.label, word, effect, low, high, part.unit, *row, margin, alone or not claim.in_general,
+                ))  # fmt: skip
+    return pd.DataFrame(rows, columns=DETAILS)
 
 
 def verdicts(parts: pd.DataFrame) -> pd.DataFrame:
     """The scorecard of `details`: a row per claim, definition and profile that can judge it, the largest first; one `not run` if none can.
 
     Columns: claim, definition, profile, verdict; the numbers of comparisons with each verdict (`COUNTED`); and of the deciding
-    comparison that is closest to another verdict: closest, effect, low, high, unit, seeds, spread.
+    comparison with the smallest margin in the verdict's direction: closest, effect, low, high, unit, seeds, spread.
     """
     rows = []
     for (claim, definition), both in parts.groupby(["claim", "definition"], sort=False):

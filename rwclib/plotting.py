@@ -235,6 +235,8 @@ def definitions_by_layer(medians: pd.DataFrame, *, titles: Mapping[str, str], ca
             axes.plot(ends, ends, color="0.5", lw=0.8, ls=":", label="equal")
             axes.set(xscale="log", yscale="log", title=titles[dataset], xlabel="Eq. 1 (ratio)")
             axes.title.set_fontsize(9)
+            write_out(axes.xaxis)
+            write_out(axes.yaxis)
         row[0].set_ylabel("elementwise mean (ratio)")
         figure.legend_above(4)
         figure.alt = "Each layer's change, the elementwise mean against Eq. 1, with the line of equality"
@@ -268,7 +270,9 @@ def cluster_lines(
             axes.set_ylim(0, 1.2 * min(top, curves.to_numpy().max()))  # room for the legend
             axes.set_title(name + (f"\n{cut} value{'s' * (cut > 1)} beyond the axis" if cut else ""), fontsize=8)
             looks = {"frameon": True, "framealpha": 0.8, "edgecolor": "none", "handlelength": 1.2}
-            axes.legend(fontsize=7, ncols=5, loc="upper right", title="layers", title_fontsize=7, **looks)
+            axes.legend(
+                fontsize=7, ncols=5, loc="upper right", title="layers in each cluster", title_fontsize=7, **looks
+            )
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         for axes in figure.axes[-columns:]:
             axes.set_xlabel("epoch")

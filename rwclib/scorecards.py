@@ -42,9 +42,9 @@ def basis(row: pd.Series) -> str:
     if row["spread"] == "exact":
         return "exact, no interval"
     count = f"{row['seeds']} {row['replicates'].removesuffix('s') if row['seeds'] == 1 else row['replicates']}"
-    borrowed = row["spread"] not in ("", "chi squared", row["profile"])
+    borrowed = [f"`{name}`" for name in row["spread"].split(", ") if name not in ("", "chi squared", row["profile"])]
     return count + (
-        f", spread of `{row['spread']}`" if borrowed else "" if np.isfinite(row["high"]) else ", no interval"
+        f", spread of {', '.join(borrowed)}" if borrowed else "" if row["high"] == row["high"] else ", no interval"
     )
 
 

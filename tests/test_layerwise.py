@@ -182,6 +182,15 @@ def test_a_groups_value_is_the_log_of_its_median_over_layers_and_drawn_epochs_in
     assert np.exp(means["elementwise"]) == pytest.approx(np.arange(2, 12).mean())
 
 
+def test_medians_that_are_infinite_say_nothing_of_each_other():
+    found = planted()
+    infinite = found.layers["group"].isin(["block1", "block2"])
+    found.layers["rwc_elementwise"] = found.layers["rwc_elementwise"].where(~infinite, np.inf)
+    table = layerwise_claims.verdicts(found, ["resnet18"]).query("definition == 'elementwise'").set_index("claim")
+    assert table.loc[["L1", "L6"], "verdict"].tolist() == ["unclear"] * 2
+    assert table.loc["L5", "not run"] == 0
+
+
 def test_in_the_papers_world_all_claims_hold_but_l17_which_contradicts_l2_and_l13():
     table = layerwise_claims.verdicts(planted())
     judged = table[~table["claim"].isin(["L16", "L17"])]

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rwclib import archive, claims, data, plotting
@@ -249,6 +250,12 @@ def group_medians(found: archive.Tables, model: str) -> pd.DataFrame:
     parts.append(medians.assign(profile="published", seed=-1, source="published"))
     table = pd.concat(parts, ignore_index=True)
     return table.sort_values("group", key=lambda names: names.map(groups.index), kind="stable", ignore_index=True)
+
+
+def median_table(medians: pd.DataFrame) -> pd.DataFrame:
+    """What `group_medians` draws, averaged over seeds on the log scale: a row per data set and group, a column per source."""
+    logs = medians.assign(value=np.log(medians["value"]))
+    return np.exp(logs.pivot_table("value", ["dataset", "group"], "source", sort=False))
 
 
 def accuracy_table(epochs: pd.DataFrame, models: list[str] | None = None) -> pd.DataFrame:

@@ -13,6 +13,8 @@ from rwclib.claims import Claim
 from rwclib.config import PROFILES, check_profile
 from rwclib.studies import base
 
+INCOMPLETE = "some of its trainings are missing or have hardly learned"
+
 
 def under(about: Sequence[Claim], metrics: Mapping[str, str]) -> list[Claim]:
     """The claims judged under these definitions; those that know none (`-`) as they are."""
@@ -22,10 +24,7 @@ def under(about: Sequence[Claim], metrics: Mapping[str, str]) -> list[Claim]:
 
 @dataclass(frozen=True)
 class Judge:
-    """What judges one study: its claims, how tidy values are had from tables of runs, and the tables of a results folder.
-
-    `judged` are the runs that may be judged; `reason` says why a claim was not run, given what `_reason` finds.
-    """
+    """What judges one study; `judged` are the runs that may be, `reason` says why a claim was not run, given what `_reason` finds."""
 
     claims: Sequence[Claim]
     values: Callable[..., pd.DataFrame]
@@ -63,7 +62,7 @@ class Judge:
             claim = known[row.claim]
             top1 = _part(last, claim, row.profile)["train_top1"].astype(float)
             missing = row.verdict == "not run"
-            reason = self.reason(claim, _reason(claim, found, judged, profile)) if missing else ""
+            reason = self.reason(claim, _reason(claim, found, profile)) if missing else ""
             copies = _copies(_part(found.runs, claim, row.profile))
             accuracies = top1.min(), top1.max()
             more.append((claim.text, claim.replicates, copies, accuracies, reason))
@@ -82,7 +81,7 @@ def _part(table: pd.DataFrame, claim: Claim, profile: str) -> pd.DataFrame:
     return table[[name == profile and (model, dataset) in runs for name, model, dataset in rows]]
 
 
-def _reason(claim: Claim, found: archive.Tables, judged: archive.Tables, profile: str) -> str:
+def _reason(claim: Claim, found: archive.Tables, profile: str) -> str:
     """Why a claim could not be judged on these tables."""
 
     def pairs(runs: pd.DataFrame, name: str) -> set[tuple[str, str]]:
@@ -91,8 +90,8 @@ def _reason(claim: Claim, found: archive.Tables, judged: archive.Tables, profile
     sizes = [name for name in PROFILES if profile in ("best", name) and pairs(found.runs, name) == claim.runs]
     if not sizes or claim.profile not in (None, *sizes):
         return f"needs the {claim.profile} profile" if claim.profile else "no runs at one profile for all of it"
-    hardly = ", ".join(map(" ".join, sorted(claim.runs - pairs(judged.runs, sizes[-1]))))
-    return f"hardly learned: {hardly}" if hardly else "some of its trainings or layers are missing"
+    hardly = ", ".join(map(" ".join, sorted(claim.runs - pairs(base.learned(found)[0].runs, sizes[-1]))))
+    return f"hardly learned: {hardly}" if hardly else INCOMPLETE
 
 
 def _copies(runs: pd.DataFrame) -> list[str]:

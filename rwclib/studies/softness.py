@@ -165,11 +165,11 @@ def only(found: archive.Tables, profile: str, dataset: str | None = None) -> arc
 
 
 def judgeable(found: archive.Tables) -> list[str]:
-    """The profiles with CIFAR-10 sessions of `LATE` iterations and more than one of most lengths, the most telling last."""
+    """The profiles of which all planned CIFAR-10 sessions are there, and some of `LATE` iterations or more, the most telling last."""
     names = []
     for name in profiles(found):
-        lengths = only(found, name, DATASETS[0]).runs["iterations"]
-        if len(lengths) and lengths.max() >= LATE and len(lengths) > 1.5 * lengths.nunique() and lengths.nunique() > 3:
+        planned, there = SIZES[name]["sessions"], only(found, name, DATASETS[0]).runs["iterations"].value_counts()
+        if max(planned) >= LATE and all(there.get(length, 0) >= count for length, count in planned.items()):
             names.append(name)
     return names
 

@@ -62,9 +62,8 @@ CLAIMS = (
 
 def _of_fits(lines: pd.DataFrame) -> list[pd.DataFrame]:
     """What S4 to S6 speak of, from `softness.r_squared` of one reading; a picture is a `seed`."""
-    lines = lines.assign(
-        fit=lines[["layer", "model", "image"]].agg(" ".join, axis=1), seed=lines["picture"], group="all"
-    )
+    fit = lines[["layer", "model", "image"]].agg(" ".join, axis=1)
+    lines = lines.assign(fit=fit, seed=lines["picture"], group="all")
     single = lines[lines["printed"]]
     second = lines[lines["layer"] == "conv2"].pivot(index=["image", "seed", "group"], columns="model", values="r2")
     lead = (second["power"] - second[["linear", "exponential"]].max(axis=1)).reset_index(name="value")

@@ -1,8 +1,4 @@
-"""The eight claims of study 2, and how their values are had from its tables.
-
-W7 is about the layers of outlier clusters (`weightscale.spiking`). Since the elementwise definition chooses them, it all but meets the
-claim by itself; only Eq. 1 tests it.
-"""
+"""The eight claims of study 2, and how their values are had. W7's layers are chosen elementwise, so that only Eq. 1 tests it."""
 
 from __future__ import annotations
 
@@ -45,7 +41,7 @@ CLAIMS = (
     Claim("W5", "EfficientNet-B4, CIFAR-100, pointwise: the late third changes much more than the early one (1.5 times or more)",
           (_sets("cifar100", "late PW", "early PW", low=float(np.log(1.5)), margin=None),)),
     Claim("W6", "EfficientNet-B4, SVHN, depthwise: the last two layers change less than the others", (_sets("svhn", "other DW", "last two DW"),)),
-    Claim("W7", "ResNet: layers of outlier clusters spike (their peak over their median is above the other layers')",
+    Claim("W7", "ResNet: layers of outlier clusters spike (peak over median above the other layers'; chosen elementwise, so that only Eq. 1 tests it)",
           tuple(ratio(*(Cell(model, dataset, group, "peak") for group in ("spiking", "other")), f"{model} {dataset}: peak over median, spiking / other")
                 for model in _RESNETS for dataset in ("cifar10", "cifar100"))),
     Claim("W8", "The four accuracies of each network and data set within 2 points (judged at the published size alone)",
