@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage, stats
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
+from sklearn.cluster import kmeans_plusplus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIRDS = REPOSITORY / "rwclib" / "studies" / "softness_birds.npy"  # pictures, not code
@@ -87,6 +86,7 @@ GAPS = (  # |ln ratio| on the first data set less that on the second
     ("L2", "resnet18", "block4 / block3", "cifar100", "cifar10"),
     ("L9", "vgg19_bn", "late / middle", "cifar10", "cifar100"),
 )
+STARTS = 300  # study 2: of k-means
 CELL = ["profile", "model", "dataset", "perturbation", "seed"]  # study 3: whole with 3 initialisations, 2 optimizers
 EARLY, LATE = 2000, 30_000
 SOFT_SHARE = 0.1
@@ -104,15 +104,14 @@ def lengths_of(sessions: dict[int, int]) -> list[int]:
 def fits(config: dict, settings: dict) -> bool:
     """Whether a run has the settings of a profile."""
     names = [config["model"], f"{config['model']} {config['dataset']}"]
-    names += ["retrained"] if config["perturbation"] != "none" else []
+    names += ["retrained"] if config.get("perturbation", "none") != "none" else []
     wanted = {key: value for key, value in settings.items() if not isinstance(value, dict)}
     for name in names:
         wanted |= settings.get(name, {})
-    if "sessions" in settings and (config["seed"], config["iterations"]) not in enumerate(
-        lengths_of(settings["sessions"])
-    ):
-        return False
-    return all(config[key] in (value if isinstance(value, tuple) else (value,)) for key, value in wanted.items())
+    planned = (config["seed"], config.get("iterations")) in enumerate(lengths_of(settings.get("sessions", {})))
+    return (planned or "sessions" not in settings) and all(
+        config[key] in (value if isinstance(value, tuple) else (value,)) for key, value in wanted.items()
+    )
 
 
 def read_runs(results: Path, study: str) -> pd.DataFrame:
@@ -198,9 +197,20 @@ def cleaned(curves: np.ndarray) -> np.ndarray:
 
 
 def clusters(curves: np.ndarray, k: int) -> np.ndarray:
-    """Each curve's cluster, of `k` or, of fewer distinct curves, as many as these."""
+    """Each curve's cluster, of `k` or, of fewer distinct curves, as many as these: k-means++, the best of all starts, which
+    go side by side (scikit-learn's own k-means takes one after the other: up to a minute)."""
     k = min(k, len(np.unique(curves, axis=0)))
-    return KMeans(k, init="k-means++", n_init=50, max_iter=300, random_state=0).fit_predict(curves)
+    centres = np.array([kmeans_plusplus(curves, k, random_state=start)[0] for start in range(STARTS)])
+    nearest = np.full((STARTS, len(curves)), -1)
+    for _ in range(300):
+        distances = (curves**2).sum(1)[:, None] + (centres**2).sum(2)[:, None] - 2 * curves @ centres.swapaxes(1, 2)
+        before, nearest = nearest, distances.argmin(2)
+        if (nearest == before).all():
+            break
+        inside = nearest[:, None] == np.arange(k)[:, None]  # start, cluster, curve
+        count = inside.sum(2, keepdims=True)
+        centres = np.where(count > 0, inside @ curves / np.maximum(count, 1), centres)
+    return nearest[distances.min(2).sum(1).argmin()]
 
 
 def named_efficientnet_groups(layers: pd.DataFrame) -> pd.DataFrame:
@@ -223,17 +233,22 @@ def share_in_one_cluster(layers: pd.DataFrame, column: str) -> float:
     return np.bincount(labels).max() / len(labels)
 
 
-def spiking_over_other(layers: pd.DataFrame, column: str) -> float:
-    """ln of the spiking layers' median peak over median, less that of the others; NaN without a spiking layer."""
+def marked(layers: pd.DataFrame) -> pd.DataFrame:
+    """The layers of one run with `spiking`, by the elementwise curves: 1 or 0, NaN for the first and the last."""
     curves = layers.pivot(index="depth", columns="epoch", values="rwc_elementwise").sort_index().iloc[1:-1]
     smooth = cleaned(curves.to_numpy())
     labels, means = clusters(smooth, 4), smooth.mean(1)
     spiking = (np.bincount(labels)[labels] <= len(labels) / 8) & (means > means.mean())
-    later = layers[layers["epoch"] >= 2].groupby("depth")[column]
-    peaks = (later.max() / later.agg(np.nanmedian)).loc[curves.index].to_numpy()
-    if not spiking.any():
+    return layers.assign(spiking=layers["depth"].map(pd.Series(spiking.astype(float), curves.index)))
+
+
+def spiking_over_other(layers: pd.DataFrame, column: str) -> float:
+    """ln of the spiking layers' median peak over median, less that of the others; NaN without a spiking layer."""
+    later = layers[layers["epoch"] >= 2].groupby("depth")
+    peaks, spiking = later[column].max() / later[column].agg(np.nanmedian), later["spiking"].first()
+    if not (spiking == 1).any():
         return np.nan
-    return np.log(np.nanmedian(peaks[spiking])) - np.log(np.nanmedian(peaks[~spiking]))
+    return np.log(np.nanmedian(peaks[spiking == 1])) - np.log(np.nanmedian(peaks[spiking == 0]))
 
 
 def weightscale_effects(model: str, dataset: str, layers: pd.DataFrame, column: str) -> list[tuple]:
@@ -266,6 +281,8 @@ def weightscale(runs: pd.DataFrame) -> list[tuple]:
     rows = []
     for (profile, model, dataset), of in runs[runs["learned"]].groupby(["profile", "model", "dataset"]):
         layers = read_layers(of)
+        if model != "efficientnet_b4" and dataset != "svhn":
+            layers = pd.concat(marked(table) for _, table in layers.groupby("seed"))
         for definition, column in RWC_COLUMNS.items():
             for claim, label, effect in weightscale_effects(model, dataset, layers, column):
                 rows.append((claim, definition, profile, f"{model} {dataset}: {label}", effect))
