@@ -39,7 +39,8 @@ def test_the_first_cell_installs_on_colab_only_and_the_second_holds_literal_para
     assert notebooks.REPOSITORY in first.source
     assert not first.outputs
     assert second.metadata.tags == ["parameters"]
-    assert not any("!" in cell.source.splitlines()[0] or "%" in cell.source.splitlines()[0] for cell in code(book)[1:])
+    lines = [line.lstrip() for cell in code(book)[1:] for line in cell.source.splitlines()]
+    assert not [line for line in lines if line.startswith(("!", "%"))]
 
 
 def test_outputs_hold_no_bare_tables_paths_timings_warnings_or_errors(book):
