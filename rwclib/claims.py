@@ -184,7 +184,8 @@ def interval(
         return None
     first = values[part.cells[0]]
     if part.unit == "spread":
-        return Interval(float(np.nanstd(first, ddof=1)), np.nan, seeds - 1, seeds, "chi squared")
+        with np.errstate(invalid="ignore"):  # of infinite values
+            return Interval(float(np.nanstd(first, ddof=1)), np.nan, seeds - 1, seeds, "chi squared")
     if part.exact:  # the replicate that speaks least for the claim
         worst = int(np.nanargmin(np.minimum(first - part.low, part.high - first)))
         return Interval(float(first[worst]), 0.0, INFINITY, seeds, "exact")

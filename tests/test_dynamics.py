@@ -196,6 +196,9 @@ def test_shares_of_parameters_are_exact_and_one_training_refutes_them():
     row = table.loc[("D1", "at all")]
     assert row[["closest", "effect", "spread"]].tolist() == ["resnet18 mnist: pretrained, Adam", 0.41, "exact"]
     assert row["low"] == row["high"] == 0.41
+    seed = where(lambda c: one(c) and c.seed == 42, changed=0.9)
+    row = judged(seed, seeds=(0, 42)).loc[("D1", "at all")]
+    assert row[["verdict", "effect", "seeds"]].tolist() == ["fails", 0.9, 2]  # not the mean over seeds, 0.6
     table = judged(where(only(model="lenet5", dataset="cifar10"), changed_1e2=0.994))
     assert table.loc["D2a", "verdict"].to_dict() == {"at all": "holds", "by 0.1%": "holds", "by 1%": "fails"}
     table = judged(where(only(model="vgg19", dataset="cifar10"), changed_1e2=0.89))
@@ -272,10 +275,15 @@ def test_d6_is_the_distance_over_the_norm_after_a_sign_flip():
 
 def test_what_has_hardly_learned_is_not_judged_nor_what_was_retrained_from_it():
     low = only(model="vgg19", dataset="cifar10")
+    needed = {"D2b", "D3", "D4", "D5", "D6"}
+    table = judged(where(low, top1=32.0))
+    missing = table[table["verdict"] == "not run"]
+    assert set(missing.index.get_level_values("claim")) == needed
+    assert set(missing["reason"]) == {"hardly learned: vgg19 cifar10"}
     table = judged(where(lambda c: low(c) and c.perturbation == "none", top1=32.0))
     missing = table[table["verdict"] == "not run"]
-    assert set(missing.index.get_level_values("claim")) == {"D2b", "D3", "D4", "D5", "D6"}
-    assert set(missing["reason"]) == {"hardly learned: vgg19 cifar10"}
+    assert set(missing.index.get_level_values("claim")) == needed
+    assert "some of its trainings are missing or have hardly learned" in set(missing["reason"])
     again = judged(where(lambda c: low(c) and c.perturbation != "none", top1=10.0))
     assert set(again["verdict"]) == {"holds"}
 

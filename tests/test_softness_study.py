@@ -43,7 +43,7 @@ def simulated(make, lengths=LENGTHS):
                      "dataset": "cifar10", "data_note": "simulated"})  # fmt: skip
     keys = ["hash", "profile", "model", "dataset", "seed"]
     epochs = pd.DataFrame(rows)[keys].assign(epoch=1, train_top1=50.0)
-    return archive.Tables(pd.DataFrame(rows), pd.DataFrame(), epochs, {}, arrays)
+    return archive.Tables(pd.DataFrame(rows), pd.DataFrame(columns=["hash"]), epochs, {}, arrays)
 
 
 def smoothed(iteration, rng):

@@ -222,6 +222,21 @@ def test_a_spike_under_one_definition_only_meets_w7_there_and_not_under_the_othe
     assert table.loc["Eq. 1", "effect"] == pytest.approx(1, rel=0.01)
 
 
+def test_a_seed_without_outlier_clusters_says_nothing_on_w7():
+    """Nor do its other layers, though they all rise to twice their median: the effect is that of the other seed."""
+
+    def seeds(dataset):
+        calm = resnets(dataset, lambda depth: 1 + 0.001 * depth, models=["resnet34"], seeds=(42,))
+        calm.loc[calm["epoch"] == 7, ["rwc", "rwc_elementwise"]] *= 2
+        return resnets(dataset, lambda depth: 1 + 0.001 * depth, spike=50.0, models=["resnet34"], seeds=(0,)), calm
+
+    found = archived(*seeds("cifar10"), *seeds("cifar100"))
+    rows = weightscale_claims.details(found, ["resnet34"]).query("claim == 'W7' and profile == 'quick'")
+    rows = rows[rows["definition"] == "elementwise"]
+    assert rows["seeds"].tolist() == [1, 1]
+    assert rows["effect"].to_numpy() == pytest.approx(50, rel=0.01)
+
+
 def test_outlier_clusters_are_small_and_move_more_than_the_average_layer():
     found = weightscale.spiking(planted(), "cifar10")
     assert found["spiking"] == ["layer5"]
