@@ -40,7 +40,7 @@ MODELS = {
             "cifar10": (97.9, 99.9, 89.1, 99.6), "cifar100": (95.1, 99.9, 62.3, 86.7), "svhn": (98.7, 99.9, 95.3, 99.4)
         },
         "sizes": {"paper": {"image_size": 224}},
-        "batch_size": 32,  # as the text says; Table 1 says 128, with which the small profiles stay at chance
+        "batch_size": 32,  # as the text says; Table 1 says 128, with which the small profiles hardly learn at all
     },
 }  # fmt: skip
 
