@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 unexport PYTHONDONTWRITEBYTECODE  # without stored bytecode every start takes twice as long
 
-.PHONY: setup reproduce test test-long notebooks bench clean
+.PHONY: setup lab reproduce test test-long notebooks bench clean
 
 setup: $(STAMP)
 
@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml constraints.txt
 	PATH="$$PATH:$(BIN)" uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+lab: setup  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
 reproduce: setup  ## notebooks, figures, an HTML page each and the claims, from the archive, into output/
 	$(BIN)/rwc reproduce
 
@@ -22,17 +25,17 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check rwclib tests benchmarks
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval --override-ini=addopts= --override-ini=filterwarnings= --numprocesses=3 --dist=loadfile notebooks
 
 test-long: export OMP_WAIT_POLICY = PASSIVE
-test-long: setup  ## faults by the dozen and archived runs trained again; stores the table of faults that README shows
+test-long: setup  ## faults by the dozen and archived runs trained again; stores the table of faults that docs/faults.md shows
 	$(BIN)/python -m pytest -m long
 
 notebooks: setup  ## run the notebooks again and store their outputs and figures in the repository
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/rwc claims --into README.md
+	$(BIN)/rwc claims --into docs/claims.md
 
-bench: setup  ## measure on a quiet machine, store the tables and quote their ratios in README; `rwc bench gpu` on a GPU
+bench: setup  ## measure on a quiet machine, store the tables and quote their ratios in docs/speed.md; `rwc bench gpu` on a GPU
 	$(BIN)/python benchmarks/tracker.py --json benchmarks/results/tracker.json
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 	$(BIN)/python benchmarks/sweep.py --json benchmarks/results/sweep.json

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from rwclib import RunConfig, archive, data, metrics, models, planning, training
-from rwclib.steps import Steps
+from rwclib import RunConfig, archive, data, metrics, models, training
+from rwclib.runs.steps import Steps
 from rwclib.studies import layerwise
-from rwclib.sweep import run_all
+from rwclib.sweeps import forecast as planning
+from rwclib.sweeps.sweep import run_all
 
 NETWORKS = ("resnet18", "alexnet", "lenet5", "vgg19_bn")
 CLASSICAL_TARGET, WORKERS_TARGET, CEILING_TARGET, EPOCH_TARGET, BANDWIDTH_TARGET, HOURS_TARGET = 10, 2, 0.9, 2.5, 0.6, 6
@@ -53,7 +54,7 @@ def random_images(folder: Path) -> None:
 
 def settings(model: str, quick: bool) -> RunConfig:
     """Study 1's settings for CIFAR-10, of LeNet-5 with learning rate 0.01."""
-    known = model in layerwise.MODELS
+    known = model in layerwise.NETWORKS
     base = layerwise.run_config("paper", model if known else "alexnet", "cifar10", 0)
     size = {"width": 8, "batch_size": 16, "n_train": 64, "n_test": 16, "epochs": 2} if quick else {"epochs": 4}
     return replace(base, study="custom", model=model, **({} if known else {"lr": 0.01}), **size)
@@ -137,7 +138,8 @@ def bandwidth(device: str, width: int, compiled: bool | None) -> float:
     model = models.build("resnet18", num_classes=10, width=width)
     current = [p.detach().to(device) for p in model.parameters() if p.dim() > 1]
     previous, size, times = [w * 1.01 for w in current], sum(w.numel() for w in current), []
-    norms, sums = metrics.measure(previous, previous)[:, -2:], metrics._sums_on_device
+    sums, known = metrics._sums_on_device, metrics.measure(previous, previous)
+    norms = known["l1_norm"], known["l2_norm"]
     if compiled:
         metrics._sums_on_device = torch.compile(sums, dynamic=True)
 
@@ -249,7 +251,7 @@ def main() -> None:
                     rows[-1]["run_over_this"] = fastest / found
         if not args.quick:
             grid, hours = layerwise.runs("paper"), 0.0
-            for model in layerwise.MODELS:
+            for model in layerwise.NETWORKS:
                 one = settings(model, False)
                 per_run = planning.work(one) / (one.epochs * images(one))  # operations for each training image
                 hours += (

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from rwclib import claims
-from rwclib.claims import Cell, Comparison, ratio
-from rwclib.studies import base, layerwise, layerwise_claims
+from rwclib.analysis.claims import Cell, Comparison, ratio
+from rwclib.studies.layerwise import STUDY
+from rwclib.studies.study import learned
 
 GROUPS, SETS = 4, 4
 PAIRS = tuple(
@@ -72,7 +73,7 @@ def false_failures(seeds: int, count: int) -> float:
 
 def power(count: int, seeds: Sequence[int] = (2, 3, 5)) -> pd.DataFrame:
     """Spread of study 1's runs by network, profile and definition, and how often equal groups would be found equal."""
-    values = layerwise_claims.values(base.learned(layerwise.tables())[0]).query("quantity == 'change'")
+    values = STUDY.values(learned(STUDY.tables())[0]).query("quantity == 'change'")
     rows = []
     for (model, profile, definition), of in values.groupby(["model", "profile", "definition"], sort=False):
         tables = [table.pivot(index="seed", columns="group", values="value") for _, table in of.groupby("dataset")]

@@ -1,4 +1,4 @@
-"""Put the tables of `benchmarks/results/*.json` between README's marks: of speed ratios only, with where and when they were
+"""Put the tables of `benchmarks/results/*.json` between the marks of docs/speed.md and docs/faults.md: of speed ratios only, with where and when they were
 measured, and of faults what was done to processes and files.
 
 python benchmarks/readme.py
@@ -20,6 +20,7 @@ TITLES = {
     "memory": "Peak memory of a full-width VGG-19 run with snapshots, over that of its weights and optimizer state",
     "gpu": "The published size on one GPU",
 }
+PAGES = {"speed": "speed.md", "targets": "speed.md", "faults": "faults.md"}
 # Of the CPU tables; printed by the scripts, a shared machine is too noisy to quote them.
 ABSOLUTE = {"ms", "s", "mb", "images_per_s", "copies_fastest", "gb_per_s"}
 
@@ -76,14 +77,13 @@ def _cell(value: object) -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
     for name, content in {"speed": section(), "targets": targets(), "faults": faults()}.items():
+        page = ROOT / "docs" / PAGES[name]
+        text = page.read_text()
         parts = re.split(f"(<!-- /?{name} -->)", text)
-        assert parts[1::2] == [f"<!-- {name} -->", f"<!-- /{name} -->"], f"README.md has no {name} marks"
+        assert parts[1::2] == [f"<!-- {name} -->", f"<!-- /{name} -->"], f"{page.name} has no {name} marks"
         parts[2] = f"\n{content}\n"
-        text = "".join(parts)
-    readme.write_text(text)
+        page.write_text("".join(parts))
 
 
 if __name__ == "__main__":

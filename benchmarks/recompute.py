@@ -18,7 +18,7 @@ from scipy import ndimage, stats
 from sklearn.cluster import kmeans_plusplus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-BIRDS = REPOSITORY / "rwclib" / "studies" / "softness_birds.npy"  # pictures, not code
+BIRDS = REPOSITORY / "rwclib" / "studies" / "softness" / "birds.npy"  # pictures, not code
 CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "svhn": 10}
 RWC_COLUMNS = {"Eq. 1": "rwc", "elementwise": "rwc_elementwise"}
 CHANGED = {"at all": "changed", "by 0.1%": "changed_1e3", "by 1%": "changed_1e2"}

@@ -19,7 +19,8 @@ of their speed."""
 
 def main() -> None:
     args = _table.options(__doc__)
-    from rwclib import archive, planning, studies
+    from rwclib import archive, studies
+    from rwclib.sweeps import forecast as planning
 
     speeds, rows, notes = planning.rates(archive.default_results()), [], []
     evidence = _table.environment("none: a simulation")

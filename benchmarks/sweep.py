@@ -61,7 +61,7 @@ def configs(case: Case, quick: bool) -> list:
 
 def sweep(runs: list, jobs: int) -> float:
     """Seconds of a sweep into an empty folder."""
-    from rwclib.sweep import run_all
+    from rwclib.sweeps.sweep import run_all
 
     with tempfile.TemporaryDirectory() as folder:
         return _table.seconds(lambda: _all_trained(run_all(runs, results=folder, device="cpu", jobs=jobs), len(runs)))

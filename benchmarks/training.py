@@ -1,4 +1,4 @@
-"""Images per second of `rwclib.training.run` beside a bare forward-backward-step loop on one resident random batch.
+"""Images per second of `rwclib.runs.training.run` beside a bare forward-backward-step loop on one resident random batch.
 
 Evidence: prints the CPU model, load, versions, threads and date; medians of 5 epochs, each between two bare blocks.
 """

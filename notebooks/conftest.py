@@ -4,18 +4,18 @@ import tempfile
 
 import pytest
 
-from rwclib.studies import weightscale_release
+from rwclib.studies.weightscale import release
 
 
 def pytest_collection_modifyitems(config, items):
+    cells = [item for item in items if hasattr(item, "cell")]
     figures = tempfile.TemporaryDirectory()
     config.add_cleanup(figures.cleanup)
-    for item in items:
-        if hasattr(item, "cell"):  # nbval's; the repository's figures stay as `make notebooks` drew them
-            item.cell.source = item.cell.source.replace('"../figures"', repr(figures.name))
-    chosen = [item for item in items if item.path.name == "07_weightscale_audit.ipynb"]
+    for item in cells:  # the repository's figures stay as `make notebooks` drew them
+        item.cell.source = item.cell.source.replace('figures = ""', f"figures = {figures.name!r}")
+    chosen = [item for item in cells if item.path.name == "07_weightscale_audit.ipynb"]
     if chosen:
-        _, missing = weightscale_release.available(["cifar10", "cifar100"])
+        _, missing = release.available(["cifar10", "cifar100"])
         for name, reason in missing.items():
             for item in chosen:
                 item.add_marker(pytest.mark.skip(reason=f"released array of {name}: {reason}"))

@@ -1,35 +1,33 @@
 """How neural-network weights move during training: a tracker for any PyTorch loop, and four studies reproduced.
 
-Public are the names in `__all__`: the tracker, a run's settings, the base of all errors, and modules. Tracker and
-modules load when first used. What these modules name without a leading underscore is public too; everything else may
-change without notice.
+Public are the names in `__all__`; each loads when first used. What their modules name without a leading underscore is public
+too; everything else may change without notice.
 """
 
 import importlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 STARTED = time.time()  # before PyTorch is imported: that too counts towards a time budget
 
-from rwclib.config import RunConfig
-from rwclib.errors import RwcError
-
-if TYPE_CHECKING:
-    from rwclib.tracker import RWCTracker
-
 __version__ = "0.1.0"
-__all__ = [
-    "RWCTracker", "RunConfig", "RwcError", "__version__", "archive", "claims", "clustering", "data", "errors",
-    "features", "metrics", "models", "perturbation", "plotting", "recheck", "softness", "studies", "sweep", "training",
-]  # fmt: skip
+_HOMES = {  # the module of each public name; where it is not that module itself, the name in it
+    "RWCTracker": "tracker:RWCTracker", "RwcError": "errors:RwcError", "RunConfig": "runs.config:RunConfig",
+    "errors": "errors", "metrics": "metrics",
+    "claims": "analysis.claims", "clustering": "analysis.clustering", "features": "analysis.features",
+    "perturbation": "analysis.perturbation", "plotting": "analysis.plotting", "scorecard": "analysis.scorecard", "softness": "analysis.softness",
+    "archive": "runs.archive", "data": "runs.data", "models": "runs.models", "training": "runs.training",
+    "recheck": "sweeps.recheck", "sweep": "sweeps.sweep", "studies": "studies",
+}  # fmt: skip
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RWCTracker":
-        return importlib.import_module("rwclib.tracker").RWCTracker
-    if name in __all__:
-        return importlib.import_module(f"rwclib.{name}")
-    raise AttributeError(f"module 'rwclib' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rwclib' has no attribute {name!r}")
+    module, _, inside = _HOMES[name].partition(":")
+    loaded = importlib.import_module(f"rwclib.{module}")
+    return getattr(loaded, inside) if inside else loaded
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,5 @@
 """`python -m rwclib` is the command `rwc`."""
 
-from rwclib.cli import main
+from rwclib.app.cli import main
 
 main()

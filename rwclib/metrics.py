@@ -2,22 +2,73 @@
 
 `rwc` is Eq. 1 of arXiv 2011.06735 and of arXiv 2107.07005; `rwc_elementwise` is what those papers' released code
 computes instead, the mean of the elements' own relative changes.
+
+To add a metric, add an entry to `METRICS`: tracker, archive and plots take it from there. If it needs a sum that is not in
+`_SUMS`, add its name there and its computation to `_sums_on_device` and `_sums_on_cpu`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rwclib import sharding
+from rwclib import _sharding
 
-METRICS = ("rwc", "rwc_elementwise", "rwc_median", "l2_ratio", "cosine", "l1_norm", "l2_norm")
 MEDIAN_SAMPLE = 4096
 _CHUNK = 131_072
+# Over the elements of a layer, w now and p before: sums of |w - p|, (w - p)^2, |w - p| / |p|, |w|, w^2, w p, |p|, p^2.
+_SUMS = ("change_l1", "change_squares", "relative_change", "l1", "squares", "dot", "previous_l1", "previous_squares")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number about a layer's weights `current` and `previous`.
+
+    Attributes:
+        name: its column in tables.
+        label, unit: as on the axis of a plot; the unit may be empty.
+        formula: from the sums by name to the metric, all (layers,) float64. There are those in `_SUMS`, `previous_l2`,
+            `median_change` (of the sampled relative changes), `size` and `undefined`, which is 0, and NaN where a weight
+            is not finite or `previous` is 0. `previous_l1` and `previous_l2` are NaN where `previous` is 0.
+    """
+
+    name: str
+    label: str
+    unit: str
+    formula: Callable[[SimpleNamespace], Tensor]
+
+    @property
+    def axis(self) -> str:
+        """Label and unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+def _elementwise(sums: SimpleNamespace) -> Tensor:
+    return sums.relative_change / sums.size + sums.undefined
+
+
+def _cosine(sums: SimpleNamespace) -> Tensor:
+    return (sums.dot / (sums.squares.sqrt() * sums.previous_l2)).clamp(-1, 1)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("rwc", "relative weight change, Eq. 1", "ratio", lambda sums: sums.change_l1 / sums.previous_l1),
+        Metric("rwc_elementwise", "elementwise mean change", "ratio", _elementwise),
+        Metric("rwc_median", "elementwise median change", "ratio", lambda sums: sums.median_change + sums.undefined),
+        Metric("l2_ratio", "L2 relative change", "ratio", lambda sums: sums.change_squares.sqrt() / sums.previous_l2),
+        Metric("cosine", "cosine to the step before", "", _cosine),
+        Metric("l1_norm", "L1 norm", "", lambda sums: sums.l1),
+        Metric("l2_norm", "L2 norm", "", lambda sums: sums.squares.sqrt()),
+    )
+}
 
 
 def rwc(current: Tensor, previous: Tensor) -> float:
@@ -66,7 +117,7 @@ def l2_norm(weights: Tensor) -> float:
 def _one(name: str, current: Tensor, previous: Tensor) -> float:
     if current.shape != previous.shape:
         raise ValueError(f"snapshots differ in shape: {tuple(current.shape)} and {tuple(previous.shape)}")
-    return measure([current], [previous])[0, METRICS.index(name)].item()
+    return measure([current], [previous])[name].item()
 
 
 @torch.no_grad()
@@ -74,44 +125,39 @@ def measure(
     current: Sequence[Tensor],
     previous: Sequence[Tensor],
     *,
-    previous_norms: Tensor | None = None,
+    previous_norms: tuple[Tensor, Tensor] | None = None,
     update: bool = False,
-) -> Tensor:
+) -> dict[str, Tensor]:
     """Every metric of every layer.
 
     Args:
         current, previous: one weight tensor per layer, shapes and devices equal in pairs; arithmetic is in float32.
             Of sharded ones (`DTensor`, placements equal in pairs) every rank reads its own part, and all ranks must call.
-        previous_norms: (layers, 2) L1 and L2 norms of `previous` if known, which saves a pass over it.
+        previous_norms: L1 and L2 norms of `previous`, each (layers,), if known, which saves a pass over it.
         update: also copy `current` into `previous`, which must then have the same strides.
 
     Returns:
-        (layers, 7) float64 on the CPU, columns as in `METRICS`; the only copy from the device to the host. Of whole
-        tensors also where they are sharded, and the same on every rank.
+        By name, in the order of `METRICS`, (layers,) float64 on the CPU; the only copy from the device to the host. Of
+        whole tensors also where they are sharded, and the same on every rank.
     """
-    buffer = torch.empty(min(_CHUNK, max((w.numel() for w in current), default=0)))  # one for all: fresh memory is slow
+    if not current:
+        return {name: torch.empty(0, dtype=torch.float64) for name in METRICS}
+    buffer = torch.empty(min(_CHUNK, max(w.numel() for w in current)))  # one for all: fresh memory is slow
     parts = [_sums(w, p, previous_norms is None, update, buffer) for w, p in zip(current, previous, strict=True)]
-    if not parts:
-        return torch.empty(0, len(METRICS), dtype=torch.float64)
-    rows = [torch.cat([sums, sample.median().double()[None]]) for sums, sample in sharding.all_reduce(current, parts)]
-    d1, d2, e1, w1, w2, dot, p1, p2, median = (
-        torch.stack([row.to(rows[0].device) for row in rows]).cpu().double().unbind(1)
-    )
-    sizes = torch.tensor([w.numel() for w in current], dtype=torch.float64)
-    w2, d2 = w2.sqrt(), d2.sqrt()
-    p1, p2 = (p1, p2.sqrt()) if previous_norms is None else previous_norms.unbind(1)
-    finite = 0 * (d1 + w1)  # NaN where a weight is not finite
-    metrics = torch.stack(
-        [d1 / p1, e1 / sizes + finite, median + finite, d2 / p2, (dot / (w2 * p2)).clamp(-1, 1), w1, w2], dim=1
-    )
-    metrics[p1 == 0, :5] = torch.nan
-    return metrics
+    rows = [torch.cat([sums, sample.median().double()[None]]) for sums, sample in _sharding.all_reduce(current, parts)]
+    columns = torch.stack([row.to(rows[0].device) for row in rows]).cpu().double().unbind(1)
+    sums = SimpleNamespace(**dict(zip((*_SUMS, "median_change"), columns, strict=True)))
+    sums.size = torch.tensor([w.numel() for w in current], dtype=torch.float64)
+    l1, l2 = previous_norms or (sums.previous_l1, sums.previous_squares.sqrt())
+    sums.previous_l1, sums.previous_l2 = (norm.masked_fill(l1 == 0, torch.nan) for norm in (l1, l2))
+    sums.undefined = 0 * (sums.change_l1 + sums.l1 + sums.previous_l1)
+    return {name: metric.formula(sums) for name, metric in METRICS.items()}
 
 
 def _sums(
     current: Tensor, previous: Tensor, with_previous: bool, update: bool, buffer: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What one layer's metrics follow from: eight sums, float64, and sampled relative changes, float32.
+    """What one layer's metrics follow from: `_SUMS`, float64, and sampled relative changes, float32.
 
     Both on its device, and of a sharded layer this rank's share (of the sample 0 where another rank has the element).
     """
@@ -120,11 +166,11 @@ def _sums(
     every = max(1, -(-size // MEDIAN_SAMPLE))
     while math.gcd(every, size) > 1:  # else it may meet the same kernel tap or channel again and again
         every += 1
-    whole, current, previous = current, sharding.local(current), sharding.local(previous)
+    whole, current, previous = current, _sharding.local(current), _sharding.local(previous)
     w, p = _flat(current, channels_last).float(), _flat(previous, channels_last).float()
-    if sharding.is_sharded(whole):
+    if _sharding.is_sharded(whole):
         order = (0, 2, 3, 1) if channels_last else range(whole.dim())
-        slots, places = sharding.positions(whole, every, order)
+        slots, places = _sharding.positions(whole, every, order)
         part = w.new_zeros(-(-size // every))
         part[slots] = _relative((w[places] - p[places]).abs_(), p[places])
     in_place = update and w.device.type == "cpu" and p.data_ptr() == previous.data_ptr()
@@ -132,11 +178,11 @@ def _sums(
         sums, sample = _sums_on_cpu(w, p, with_previous, in_place, every, buffer)
     else:
         sums, sample = _sums_on_device(w, p), _relative((w[::every] - p[::every]).abs_(), p[::every])
-    if sharding.is_sharded(whole):
+    if _sharding.is_sharded(whole):
         sample = part
     if update and not in_place:
         previous.copy_(current)
-    return sums, sample
+    return torch.stack([sums[name] for name in _SUMS]).double(), sample
 
 
 def _flat(tensor: Tensor, channels_last: bool) -> Tensor:
@@ -148,37 +194,50 @@ def _relative(difference: Tensor, before: Tensor) -> Tensor:
     return (difference / before.abs()).nan_to_num_(nan=0.0, posinf=torch.inf)
 
 
-def _sums_on_device(w: Tensor, p: Tensor) -> Tensor:
+def _sums_on_device(w: Tensor, p: Tensor) -> dict[str, Tensor]:
     difference = (w - p).abs_()
-    parts = [difference, difference.square(), _relative(difference, p), w.abs(), w.square(), w * p, p.abs(), p.square()]
-    return torch.stack([part.sum() for part in parts]).double()
+    return {
+        "change_l1": difference.sum(),
+        "change_squares": difference.square().sum(),
+        "relative_change": _relative(difference, p).sum(),
+        "l1": w.abs().sum(),
+        "squares": w.square().sum(),
+        "dot": (w * p).sum(),
+        "previous_l1": p.abs().sum(),
+        "previous_squares": p.square().sum(),
+    }
 
 
 def _sums_on_cpu(
     w: Tensor, p: Tensor, with_previous: bool, update: bool, every: int, buffer: Tensor
-) -> tuple[Tensor, Tensor]:
-    """In pieces that stay in the cache, summed by BLAS in float32 within a piece and in float64 across pieces; the sample is
-    taken from them on the way, since reading 4,096 elements far apart from memory costs as much as all the sums.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """In pieces that stay in the cache, summed by BLAS in float32 within a piece and in float64 across pieces.
 
+    The sample is taken from the pieces on the way, since reading 4,096 elements far apart costs as much as all the sums.
     Several times faster than whole-tensor operations (`benchmarks/tracker.py`), and exact to 1e-6 where a float32 L1
     norm over 10^7 weights is off by 1%.
     """
     from scipy.linalg.blas import sasum
 
-    w, p, total, samples = w.numpy(), p.numpy(), np.zeros(8), []
+    w, p, totals, samples = w.numpy(), p.numpy(), dict.fromkeys(_SUMS, 0.0), [np.empty(0, np.float32)]
     buffer = buffer.numpy()  # torch aligns memory; BLAS sums differ in the last bit otherwise
     with np.errstate(all="ignore"):
         for start in range(0, w.size, _CHUNK):
             a, b = w[start : start + _CHUNK], p[start : start + _CHUNK]
             z = np.subtract(a, b, out=buffer[: a.size])
-            l1, squares = sasum(z), z.dot(z)
-            elementwise = sasum(np.divide(z, b, out=z))
-            if np.isnan(elementwise):  # 0 / 0
-                elementwise = np.abs(np.nan_to_num(z, copy=False, nan=0.0, posinf=np.inf, neginf=np.inf)).sum()
+            sums = {"change_l1": sasum(z), "change_squares": z.dot(z)}
+            sums["relative_change"] = sasum(np.divide(z, b, out=z))
+            if np.isnan(sums["relative_change"]):  # 0 / 0
+                np.nan_to_num(z, copy=False, nan=0.0, posinf=np.inf, neginf=np.inf)
+                sums["relative_change"] = np.abs(z).sum()
             samples.append(np.abs(z[-start % every :: every]))
-            total[:6] += l1, squares, elementwise, sasum(a), a.dot(a), a.dot(b)
+            sums |= {"l1": sasum(a), "squares": a.dot(a), "dot": a.dot(b)}
             if with_previous:
-                total[6:] += sasum(b), b.dot(b)
+                sums |= {"previous_l1": sasum(b), "previous_squares": b.dot(b)}
+            for name, value in sums.items():
+                totals[name] += float(value)  # float64
             if update:
                 b[:] = a
-    return torch.from_numpy(total), torch.from_numpy(np.concatenate(samples) if samples else np.empty(0, w.dtype))
+    return {name: torch.tensor(total, dtype=torch.float64) for name, total in totals.items()}, torch.from_numpy(
+        np.concatenate(samples)
+    )

@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rwclib import sharding
+from rwclib import _sharding
 from rwclib.errors import ConfigError
 from rwclib.metrics import METRICS, measure
 
 if TYPE_CHECKING:
-    from rwclib.plotting import Figure
+    from rwclib.analysis.plotting import Figure
 
 LayerFilter = str | Callable[[str, nn.Parameter], bool] | None
 _WRAPPERS = {"module", "_orig_mod"}  # DataParallel, DistributedDataParallel; torch.compile
@@ -84,14 +84,14 @@ class RWCTracker:
             raise ConfigError(f"offload must be None or 'cpu', not {offload!r}")
         self._model, self._filter, self._offload = model, layers, offload
         self._reference: dict[str, Tensor] = {}
-        self._idle = sharding.is_replica(model)
+        self._idle = _sharding.is_replica(model)
         weights = self._weights()
         self._names = list(weights)
         for name, weight in weights.items():
             if not self._idle:
                 self._reference[name] = weight.detach().clone().to(offload or weight.device)
         self._norms = self._reference_norms()
-        self._history: list[Tensor] = []
+        self._history: list[dict[str, Tensor]] = []  # a step's metrics by name, (layers,) each
         self._warned = False
 
     @property
@@ -100,12 +100,13 @@ class RWCTracker:
         return list(self._names)
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        sharding.reshard(self._model)
+        _sharding.reshard(self._model)
         return weight_tensors(self._model, self._filter)
 
-    def _reference_norms(self) -> Tensor:
+    def _reference_norms(self) -> tuple[Tensor, Tensor]:
         weights = list(self._reference.values())
-        return measure(weights, weights)[:, -2:]
+        metrics = measure(weights, weights)
+        return metrics["l1_norm"], metrics["l2_norm"]
 
     def step(self) -> dict[str, float]:
         """Compare the weights with those of the step before, keep the result, and remember the weights.
@@ -131,12 +132,12 @@ class RWCTracker:
             if self._offload:
                 weight = weight.to(self._offload)
             reference = self._reference[name]
-            if sharding.layout(reference) != sharding.layout(weight):
-                self._reference[name] = sharding.copy_(torch.empty_like(weight), reference)
+            if _sharding.layout(reference) != _sharding.layout(weight):
+                self._reference[name] = _sharding.copy_(torch.empty_like(weight), reference)
             current.append(weight)
-        zero = self._norms[:, 0] == 0
+        zero = self._norms[0] == 0
         metrics = measure(current, list(self._reference.values()), previous_norms=self._norms, update=True)
-        self._norms = metrics[:, -2:]
+        self._norms = metrics["l1_norm"], metrics["l2_norm"]
         self._history.append(metrics)
         if zero.any() and not self._warned:
             self._warned = True
@@ -144,44 +145,51 @@ class RWCTracker:
             warnings.warn(
                 f"relative weight change is NaN for {names}: all weights were zero", RuntimeWarning, stacklevel=2
             )
-        return dict(zip(self.layers, metrics[:, 0].tolist(), strict=True))
+        return dict(zip(self.layers, metrics["rwc"].tolist(), strict=True))
 
-    def history(self) -> Tensor:
-        """(steps, layers, metrics) float64 on the CPU; metrics in the order of `rwclib.metrics.METRICS`."""
-        empty = torch.empty(0, len(self._names), len(METRICS), dtype=torch.float64)
-        return torch.stack(self._history) if self._history else empty
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return len(self._history)
+
+    def history(self) -> dict[str, Tensor]:
+        """The metrics by name, (steps, layers) float64 on the CPU each."""
+        if not self._history:
+            return {name: torch.empty(0, len(self._names), dtype=torch.float64) for name in METRICS}
+        return {name: torch.stack([step[name] for step in self._history]) for name in METRICS}
 
     def table(self) -> pd.DataFrame:
         """Tidy table, one row per (step, layer): step (from 1), layer, depth (from 1), size and the metrics."""
-        steps = len(self._history)
-        frame = pd.DataFrame(self.history().reshape(-1, len(METRICS)).numpy(), columns=list(METRICS))
-        frame.insert(0, "step", [step for step in range(1, steps + 1) for _ in self.layers])
-        frame.insert(1, "layer", self.layers * steps)
-        frame.insert(2, "depth", list(range(1, len(self.layers) + 1)) * steps)
-        frame.insert(3, "size", [reference.numel() for reference in self._reference.values()] * steps)
-        return frame
+        rows = {
+            "step": [step for step in range(1, self.steps + 1) for _ in self.layers],
+            "layer": self.layers * self.steps,
+            "depth": list(range(1, len(self.layers) + 1)) * self.steps,
+            "size": [reference.numel() for reference in self._reference.values()] * self.steps,
+        }
+        return pd.DataFrame(rows | {name: values.flatten().numpy() for name, values in self.history().items()})
 
     def plot(self, metric: str = "rwc") -> Figure:
         """One line per layer, coloured by depth: `metric` (a name of `METRICS`) against the step.
 
         The matplotlib figure shows itself at the end of a notebook cell; elsewhere use its `savefig`.
         """
-        from rwclib.plotting import layer_lines
+        from rwclib.analysis.plotting import layer_lines
 
         return layer_lines(self.table(), metric)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors only: `history`, and `reference.<layer>` for every layer; save it before the next step changes them.
+        """Tensors only: `history.<metric>`, and `reference.<layer>` for every layer; save it before the next step.
 
         References of sharded layers are `DTensor`s, for `torch.distributed.checkpoint`; to load, hand it a state whose
-        `history` has the saved number of steps. A rank of a DDP model other than 0 has an empty history alone.
+        histories have the saved number of steps. A rank of a DDP model other than 0 has empty histories alone.
         """
-        references = {f"reference.{name}": weights.contiguous() for name, weights in self._reference.items()}
-        return {"history": self.history(), **references}
+        history = {f"history.{name}": values for name, values in self.history().items()}
+        return history | {f"reference.{name}": weights.contiguous() for name, weights in self._reference.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the history and the reference weights that `state_dict` gave; `ConfigError` if layers differ.
 
+        A metric that did not exist when the state was made is NaN in its steps.
         References may be whole where the model is sharded and sharded where it is not. A rank of a DDP model other than
         0 takes nothing up.
         """
@@ -197,6 +205,9 @@ class RWCTracker:
         if wrong:
             raise ConfigError(f"the saved state has other shapes than the tracker's layers {', '.join(wrong)}")
         for name, reference in self._reference.items():
-            sharding.copy_(reference, state[f"reference.{name}"])
-        self._history = list(state["history"].cpu().unbind(0))
+            _sharding.copy_(reference, state[f"reference.{name}"])
+        history = {key.removeprefix("history."): state[key].cpu() for key in state if key.startswith("history.")}
+        unknown = torch.full_like(history["rwc"], torch.nan)
+        columns = {name: history.get(name, unknown).unbind(0) for name in METRICS}
+        self._history = [{name: column[i] for name, column in columns.items()} for i in range(len(unknown))]
         self._norms = self._reference_norms()

@@ -14,6 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products on a busy m
 
 import pytest
 import torch
+from filelock import SoftFileLease
 
 from rwclib import RunConfig
 
@@ -60,7 +61,7 @@ def sweep_process(configs: list[RunConfig], results: Path) -> subprocess.Popen:
     """`run_all` of these runs in a process of its own, with a checkpoint after every batch and one thread."""
     text = (
         "import sys, json\nfrom concurrent.futures import ThreadPoolExecutor\nfrom rwclib import RunConfig\n"
-        "from rwclib.sweep import run_all\nconfigs = [RunConfig(**c) for c in json.loads(sys.argv[1])]\n"
+        "from rwclib.sweeps.sweep import run_all\nconfigs = [RunConfig(**c) for c in json.loads(sys.argv[1])]\n"
         "with ThreadPoolExecutor(1) as pool:\n"
         "    run_all(configs, results=sys.argv[2], executor=pool, checkpoint_seconds=0)\n"
     )
@@ -77,7 +78,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """After a green, whole `pytest -m long` store the table of faults that README shows."""
+    """After a green, whole `pytest -m long` store the table of faults that docs/faults.md shows."""
     options = session.config.option
     chosen = options.keyword or options.file_or_dir
     if (
@@ -92,6 +93,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         stored = {"environment": f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, "
                   f"{date.today()}", "checked": CHECKED, "rows": rows}  # fmt: skip
         FAULTS_FILE.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+def holder(lock: Path) -> int | None:
+    """Number of the process that holds a run's lock file; None without one."""
+    return SoftFileLease(lock).pid
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -61,6 +61,11 @@ def assert_equals_reference(current: Tensor, previous: Tensor) -> None:
         assert value(name, current, previous) == pytest.approx(expected, rel=1e-5, abs=tolerance), name
 
 
+def assert_close(measured: dict[str, Tensor], expected: dict[str, Tensor], absolute: float) -> None:
+    for name, values in expected.items():
+        np.testing.assert_allclose(measured[name], values, rtol=1e-6, atol=absolute, err_msg=name)
+
+
 @pytest.mark.parametrize("change", [1e-3, 0.1, 1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -264,18 +269,18 @@ def test_snapshots_of_different_shape_are_an_error_that_names_the_shapes(name, o
     assert str(other) in str(error.value)
 
 
-def test_measure_gives_one_float64_row_per_layer_with_the_metrics_in_order():
+def test_measure_gives_every_metric_of_every_layer_in_float64():
     pairs = [pair(4, 3, seed=1), pair(2, 3, 3, 3, seed=2), pair(300, 301, seed=3)]
-    found = measure([w.float() for w, _ in pairs], [p.float() for _, p in pairs])
-    assert found.shape == (3, len(METRICS))
-    assert found.dtype == torch.float64
-    assert found.device.type == "cpu"
-    for row, (current, previous) in zip(found.tolist(), pairs, strict=True):
-        assert dict(zip(METRICS, row, strict=True)) == {k: close(v) for k, v in reference(current, previous).items()}
+    measured = measure([w.float() for w, _ in pairs], [p.float() for _, p in pairs])
+    assert list(measured) == list(METRICS)
+    assert all((v.dtype, v.device.type, v.shape) == (torch.float64, "cpu", (3,)) for v in measured.values())
+    for i, (current, previous) in enumerate(pairs):
+        layer = {name: values[i].item() for name, values in measured.items()}
+        assert layer == {name: close(expected) for name, expected in reference(current, previous).items()}
 
 
-def test_measure_of_no_layers_is_an_empty_table():
-    assert measure([], []).shape == (0, len(METRICS))
+def test_measure_of_no_layers_is_empty():
+    assert {name: values.shape for name, values in measure([], []).items()} == dict.fromkeys(METRICS, (0,))
 
 
 def test_measure_refuses_lists_of_different_length():
@@ -308,7 +313,7 @@ def test_update_leaves_previous_equal_to_current_and_the_same_metrics(layout, pr
     current, previous = LAYOUTS[layout](current), LAYOUTS[previous_layout](previous)
     kept, strides = current.clone(), previous.stride()
     without = measure([current], [previous])
-    np.testing.assert_allclose(measure([current], [previous], update=True), without, rtol=1e-6, atol=0)
+    assert_close(measure([current], [previous], update=True), without, 0)
     assert torch.equal(previous, current)
     assert torch.equal(current, kept)
     assert previous.stride() == strides
@@ -327,7 +332,7 @@ def test_update_of_a_vector_writes_into_its_view_only(view):
 def test_update_takes_bfloat16_weights_into_a_float32_reference():
     current, previous = (t.float() for t in pair(20, 30))
     kept = previous.clone()
-    assert measure([current.bfloat16()], [previous], update=True)[0, 0] == close(metrics.rwc(current.bfloat16(), kept))
+    assert measure([current.bfloat16()], [previous], update=True)["rwc"] == close(metrics.rwc(current.bfloat16(), kept))
     assert torch.equal(previous, current.bfloat16().float())
 
 
@@ -335,14 +340,17 @@ def test_update_takes_bfloat16_weights_into_a_float32_reference():
 def test_known_norms_of_the_previous_weights_change_no_result(shape):
     current, previous = (t.float() for t in pair(*shape))
     layers = [current, current], [previous, 2 * previous]
-    norms = measure(layers[1], layers[1])[:, -2:]
-    np.testing.assert_allclose(measure(*layers, previous_norms=norms), measure(*layers), rtol=1e-6, atol=1e-6)
+    before = measure(layers[1], layers[1])
+    norms = before["l1_norm"], before["l2_norm"]
+    assert_close(measure(*layers, previous_norms=norms), measure(*layers), 1e-6)
 
 
 def test_known_norms_of_zero_give_nan_as_unknown_ones_do():
-    known = measure([torch.ones(3)], [torch.zeros(3)], previous_norms=torch.zeros(1, 2, dtype=torch.float64))
-    assert known[0, :5].isnan().all()
-    assert known[0, 5:].tolist() == pytest.approx([3, 3**0.5])
+    zero = torch.zeros(1, dtype=torch.float64)
+    known = {
+        name: v.item() for name, v in measure([torch.ones(3)], [zero.expand(3)], previous_norms=(zero, zero)).items()
+    }
+    assert known == pytest.approx(dict.fromkeys(BETWEEN, math.nan) | {"l1_norm": 3, "l2_norm": 3**0.5}, nan_ok=True)
 
 
 def test_five_million_float32_weights_are_measured_to_1e_5():
@@ -356,11 +364,11 @@ def test_five_million_float32_weights_are_measured_to_1e_5():
 @pytest.mark.parametrize("n", [1000, 3001])
 def test_the_same_snapshots_give_the_same_bits_wherever_memory_is_taken_from(n):
     current, previous = (t.float() for t in pair(n))
-    rng, kept, found = np.random.default_rng(0), [], set()
+    rng, kept, measured = np.random.default_rng(0), [], set()
     for _ in range(200):
         kept.append(np.empty(rng.integers(300, 400), np.float32))  # moves what is allocated next
-        found.add(tuple(measure([current], [previous])[0].tolist()))
-    assert len(found) == 1
+        measured.add(tuple(v.item() for v in measure([current], [previous]).values()))
+    assert len(measured) == 1
 
 
 @pytest.mark.parametrize("n", [1, 100, 65_536, 65_537, 200_003])
@@ -375,8 +383,8 @@ def test_device_arithmetic_equals_cpu_arithmetic(n, zeros):
         previous[:] = 0
     on_device = metrics._sums_on_device(current, previous)
     on_cpu = metrics._sums_on_cpu(current, previous, True, False, 1, torch.empty(metrics._CHUNK))[0]
-    assert on_device.dtype == on_cpu.dtype == torch.float64
-    assert on_device.tolist() == [close(v) for v in on_cpu.tolist()]
+    assert {v.dtype for v in on_cpu.values()} == {torch.float64}
+    assert {name: v.item() for name, v in on_device.items()} == {name: close(v.item()) for name, v in on_cpu.items()}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -387,8 +395,8 @@ def test_device_arithmetic_shows_weights_that_are_not_finite_as_cpu_arithmetic_d
         metrics._sums_on_device(current, previous),
         metrics._sums_on_cpu(current, previous, True, False, 1, torch.empty(metrics._CHUNK))[0],
     ):
-        assert not sums[[0, 1, 3, 4]].isfinite().any()  # both differences, both norms of the current weights
-        assert sums[-2:].isfinite().all()  # norms of the previous ones
+        assert not any(sums[name].isfinite() for name in ("change_l1", "change_squares", "l1", "squares"))
+        assert all(sums[name].isfinite() for name in ("previous_l1", "previous_squares"))
 
 
 def test_the_median_sees_every_tap_and_channel_of_a_power_of_two_convolution():

@@ -11,14 +11,13 @@ from importlib.util import find_spec
 import pytest
 
 import rwclib
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 HEAVY = ("torchvision", "timm", "sklearn", "statsmodels", "matplotlib")
 BUNDLED = (
     "rwclib/fashion_mnist_sample.npz",
-    "rwclib/studies/softness_birds.npy",
-    "rwclib/studies/layerwise_published.csv",
+    "rwclib/studies/softness/birds.npy",
+    "rwclib/studies/layerwise/published.csv",
 )
 
 
@@ -42,7 +41,7 @@ def test_every_public_name_is_there_documented_and_listed():
 def test_public_names_load_when_used_and_nothing_heavy_before():
     out = python(
         "import sys, rwclib\n"
-        f"print([name for name in {HEAVY} if name in sys.modules], 'rwclib.plotting' in sys.modules)\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], 'rwclib.analysis.plotting' in sys.modules)\n"
         "print(rwclib.plotting.layer_lines.__name__, 'matplotlib' in sys.modules)\n"
         "from rwclib import *\n"
         "print(clustering.cluster.__name__, RWCTracker.__name__)\n",
@@ -81,7 +80,7 @@ def test_the_wheel_has_every_module_and_data_file_and_nothing_else(wheel):
     }
     assert names == tracked | {"rwclib/fashion_mnist_sample.npz"}
     assert names >= set(BUNDLED)
-    assert "rwc = rwclib.cli:main" in entry
+    assert "rwc = rwclib.app.cli:main" in entry
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +126,7 @@ config = RunConfig(model="lenet5", dataset="fashion_mnist_sample", n_train=64, n
 run = archive.read_dir(training.run(config, results="results"))
 assert len(run.layers) == 5 and run.record["provenance"]["rwclib"] == rwclib.__version__
 from rwclib.studies import softness
-assert softness.birds().shape[0] == 17
+assert softness.figures.birds().shape[0] == 17
 print("ok")
 """
 
@@ -138,7 +137,7 @@ def test_the_wheel_works_away_from_the_repository(elsewhere):
 
 def test_the_command_works_away_from_the_repository(elsewhere):
     def rwc(*words):
-        code = "import sys, rwclib.cli; assert rwclib.__file__.startswith(sys.prefix); rwclib.cli.main()"
+        code = "import sys, rwclib.app.cli; assert rwclib.__file__.startswith(sys.prefix); rwclib.app.cli.main()"
         return subprocess.run(
             [elsewhere / "venv" / "bin" / "python", "-c", code, *map(str, words)],
             capture_output=True, text=True, cwd=elsewhere, env=clean(),

@@ -8,8 +8,7 @@ import pytest
 
 from rwclib import studies
 from rwclib.studies import STUDIES
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "recompute.py"
 KEYS = ["claim", "definition", "profile", "comparison"]
@@ -34,10 +33,10 @@ def test_the_second_computation_shares_no_code_with_the_package():
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_both_computations_judge_the_same_comparisons_by_the_same_effects(study, recomputed):
-    claims = studies.get(study, "claims")
+    claims = studies.get(study)
     parts = claims.details(studies.get(study).tables(ROOT / "data" / "results"))
     ours = parts[parts["verdict"] != "not run"].set_index(KEYS)["effect"]
-    theirs = recomputed[recomputed.index.isin({claim.id for claim in claims.CLAIMS}, level="claim")]
+    theirs = recomputed[recomputed.index.isin({claim.id for claim in claims.claims}, level="claim")]
     assert not ours.index.has_duplicates
     assert not theirs.index.has_duplicates
     assert set(ours.index) == set(theirs.index)

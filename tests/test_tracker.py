@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from rwclib import RWCTracker, metrics
 from rwclib.errors import ConfigError
-from rwclib.metrics import METRICS
+from rwclib.metrics import METRICS, Metric
 
 LAYERS = ["stem.weight", "body.0.weight", "body.2.weight", "head.weight"]
 
@@ -68,7 +68,7 @@ def expected(current: dict[str, Tensor], previous: dict[str, Tensor]) -> pd.Data
     rows = []
     for name, w in current.items():
         p = previous[name]
-        between = {key: getattr(metrics, key)(w, p) for key in METRICS[:5]}
+        between = {key: getattr(metrics, key)(w, p) for key in METRICS if "norm" not in key}
         rows.append({**between, "l1_norm": metrics.l1_norm(w), "l2_norm": metrics.l2_norm(w)})
     return pd.DataFrame(rows, columns=list(METRICS))
 
@@ -123,15 +123,33 @@ def test_step_returns_rwc_by_layer(model):
     assert found == {name: pytest.approx(metrics.rwc(now[name], before[name]), rel=1e-6) for name in LAYERS}
 
 
-def test_history_has_steps_layers_and_metrics_and_is_a_copy(model):
+def test_history_has_steps_and_layers_of_every_metric_and_is_a_copy(model):
     tracker = RWCTracker(model)
-    assert tracker.history().shape == (0, 4, 7)
-    train(model)
+    for steps in (0, 1):
+        history = tracker.history()
+        assert tracker.steps == steps
+        assert {name: values.shape for name, values in history.items()} == dict.fromkeys(METRICS, (steps, 4))
+        train(model)
+        tracker.step()
+    history["rwc"].zero_()
+    assert tracker.history()["rwc"].min() > 0
+
+
+def test_a_metric_is_one_entry_and_older_states_have_it_missing(model, monkeypatch):
+    tracker = RWCTracker(model)
     tracker.step()
-    history = tracker.history()
-    assert history.shape == (1, 4, 7)
-    history.zero_()
-    assert tracker.history().abs().sum() > 0
+    older = copied(tracker.state_dict())
+    mean = Metric("l1_mean", "mean absolute weight", "", lambda sums: sums.l1 / sums.size)
+    monkeypatch.setitem(METRICS, "l1_mean", mean)
+    tracker = RWCTracker(model)
+    tracker.load_state_dict(older)
+    move(model)
+    rwc = tracker.step()
+    table = tracker.table()
+    assert table["l1_mean"].isna().tolist() == [True] * 4 + [False] * 4
+    assert table["l1_mean"].tolist()[4:] == (table["l1_norm"] / table["size"]).tolist()[4:]
+    assert table["rwc"].tolist() == [0] * 4 + list(rwc.values())
+    assert tracker.plot("l1_mean").axes[0].get_ylabel() == "mean absolute weight"
 
 
 def test_tracking_changes_neither_weights_nor_gradients_nor_the_global_generator(model):
@@ -272,7 +290,7 @@ def test_reference_weights_stay_beside_the_weights_or_on_the_cpu(model, offload,
     move(model)
     on_cpu._model.load_state_dict(model.state_dict())
     assert tracker.step() == pytest.approx(on_cpu.step(), rel=1e-5)
-    assert {w.device.type for name, w in tracker.state_dict().items() if name != "history"} == {device}
+    assert {w.device.type for name, w in tracker.state_dict().items() if name.startswith("reference.")} == {device}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -354,7 +372,7 @@ def test_state_of_a_channels_last_model_can_be_stored_as_safetensors(model):
 
 def test_state_is_named_tensors_only(model):
     state = RWCTracker(model).state_dict()
-    assert set(state) == {"history", *(f"reference.{name}" for name in LAYERS)}
+    assert set(state) == {*(f"history.{name}" for name in METRICS), *(f"reference.{name}" for name in LAYERS)}
     assert all(isinstance(value, Tensor) for value in state.values())
 
 

@@ -1,21 +1,44 @@
-"""The studies, two modules each: `<study>` has its runs and the tables behind its figures, `<study>_claims` its claims.
+"""The studies, a package each: `runs`, `figures`, `claims`, and `STUDY`, which `rwclib.studies.study.Study` describes.
 
-`base` and `scoring` are what they share. The first has `runs(profile, ...) -> [RunConfig]`, the second
-`scorecard(results, profile) -> DataFrame`.
+A new study is its package, its name in `STUDIES`, and a notebook titled `Study <its place>: ...`.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from rwclib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rwclib.runs.config import RunConfig
+    from rwclib.studies.study import Study
 
 STUDIES = ("layerwise", "weightscale", "dynamics", "softness")
 
 
-def get(name: str, part: str = "") -> ModuleType:
-    """The study's module, or with `part="claims"` that of its claims; `ConfigError` names the known studies."""
+def get(name: str) -> Study:
+    """The study of this name; `ConfigError` names the known ones."""
+    return _package(name).STUDY
+
+
+def runs(name: str) -> Callable[..., list[RunConfig]]:
+    """The study's `runs(profile, *, models, datasets, seeds)`, without loading what judges and draws; errors as `get`."""
+    return _package(name).runs
+
+
+def _package(name: str) -> ModuleType:
     if name not in STUDIES:
         raise ConfigError(f"unknown study {name!r}; known: {', '.join(STUDIES)}")
-    return importlib.import_module(f"rwclib.studies.{name}{part and '_' + part}")
+    return importlib.import_module(f"rwclib.studies.{name}")
+
+
+def lazily(package: str, name: str) -> object:
+    """`STUDY`, `figures` and `claims` of a study's package, loaded when used: a sweep needs its runs alone."""
+    if name == "STUDY":
+        return importlib.import_module(f"{package}.claims").STUDY
+    if name in ("figures", "claims"):
+        return importlib.import_module(f"{package}.{name}")
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 
 import nbformat
 import pytest
 
-from rwclib import data, notebooks
+from rwclib import data
+from rwclib.app import notebooks
 from rwclib.errors import ConfigError, NotebookError
 from rwclib.studies import STUDIES
 
@@ -27,6 +30,16 @@ def code(book):
 
 def printed(cell):
     return "".join(o.get("text", "") + str(o.get("data", {}).get("text/plain", "")) for o in cell.outputs)
+
+
+PARAMETERS = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]})
+
+
+def written(folder, *cells):
+    """A notebook of these cells."""
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=list(cells), metadata=metadata), folder / "00_x.ipynb")
+    return folder / "00_x.ipynb"
 
 
 def test_every_code_cell_is_executed_in_order(book):
@@ -84,16 +97,54 @@ def test_a_misspelt_parameter_is_refused_before_anything_runs(tmp_path):
 
 
 def test_a_notebook_without_a_parameters_cell_is_refused(tmp_path):
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")]), tmp_path / "00_x.ipynb")
-    with pytest.raises(NotebookError, match="has 0 cells tagged `parameters`"):
-        notebooks.execute(tmp_path / "00_x.ipynb", tmp_path / "out")
+    with pytest.raises(NotebookError, match="00_x.ipynb has no cell tagged `parameters`"):
+        notebooks.execute(written(tmp_path, nbformat.v4.new_code_cell("x = 1")), tmp_path / "out")
 
 
 def test_a_failing_cell_is_one_sentence_that_names_it(tmp_path):
-    cells = [nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("1 / 0")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_x.ipynb")
-    with pytest.raises(NotebookError, match="cell 2 failed: ZeroDivisionError"):
-        notebooks.execute(tmp_path / "00_x.ipynb", tmp_path / "out")
+    with pytest.raises(NotebookError, match="00_x.ipynb: cell 2 failed: ZeroDivisionError"):
+        notebooks.execute(written(tmp_path, PARAMETERS, nbformat.v4.new_code_cell("1 / 0")), tmp_path / "out")
+
+
+def test_a_kernel_that_dies_is_one_sentence_that_names_notebook_and_cell(tmp_path):
+    dying = nbformat.v4.new_code_cell("import os; os._exit(1)")
+    with pytest.raises(NotebookError, match="00_x.ipynb: the kernel died in cell 2"):
+        notebooks.execute(written(tmp_path, PARAMETERS, dying), tmp_path / "out")
+
+
+def test_a_kernel_that_cannot_start_is_one_sentence_that_says_why(tmp_path, monkeypatch):
+    book, spec = written(tmp_path, PARAMETERS), tmp_path / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    argv = ["/gone/bin/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    with pytest.raises(NotebookError, match="the Jupyter kernel python3 starts /gone/bin/python, which is not there"):
+        notebooks.execute(book, tmp_path / "out")
+    monkeypatch.setattr(notebooks, "KERNEL", "none")
+    with pytest.raises(NotebookError, match="notebooks need a Jupyter kernel named none; install one with"):
+        notebooks.execute(book, tmp_path / "out")
+
+
+def test_plain_papermill_is_refused_a_misspelt_parameter_and_a_missing_archive(tmp_path):
+    for name, value, sentence in [
+        ("profil", "smoke", "ConfigError: this notebook has no parameter 'profil'; known: profile, device, results"),
+        ("results", str(tmp_path / "none"), f"ConfigError: results folder {tmp_path / 'none'} does not exist"),
+    ]:
+        words = ["papermill", BOOKS[2], tmp_path / "out.ipynb", "-p", name, value, "-k", "python3"]
+        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert sentence in done.stderr
+
+
+@pytest.mark.long
+def test_plain_papermill_gives_the_same_notebook_from_every_folder(tmp_path):
+    texts = []
+    for place in (ROOT, ROOT / "notebooks", tmp_path):
+        words = ["papermill", BOOKS[2], tmp_path / "out.ipynb", "-p", "figures", tmp_path / "figures"]
+        subprocess.run([sys.executable, "-m", *words], cwd=place, check=True, capture_output=True)
+        texts.append([printed(cell) for cell in code(nbformat.read(tmp_path / "out.ipynb", as_version=4))])
+    assert texts[0] == texts[1] == texts[2]
+    assert len(list((tmp_path / "figures").glob("02_vgg19_*.png"))) == 5
 
 
 whole = pytest.mark.long  # the notebooks of a study that differ from another one's in the network alone, all data sets
@@ -154,7 +205,7 @@ def test_a_notebook_says_what_is_not_run_where_the_archive_is_empty(number, tmp_
     _, parameters, *rest = code(nbformat.read(notebooks.find([number])[0], as_version=4))
     names = {}
     exec(parameters.source, names)
-    names |= {"profile": "paper", "results": str(tmp_path / "none"), "figures": str(tmp_path / "figures")}
+    names |= {"profile": "paper", "results": str(tmp_path), "figures": str(tmp_path / "figures")}
     for cell in rest:
         exec(compile(cell.source, number, "exec"), names)
     assert "not run" in capsys.readouterr().out

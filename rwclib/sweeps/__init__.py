@@ -1,0 +1,1 @@
+"""Many runs: on which machines, in which order, how long, and trained again."""

@@ -1,0 +1,140 @@
+"""How long runs will take, judged by those in the archive, and the order in which to train them."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rwclib.errors import ArchiveError, ConfigError
+from rwclib.runs import archive, checkpoint, data, models, steps
+from rwclib.runs.config import PRIORITIES, RunConfig
+from rwclib.runs.recording import EVERY, IMAGES
+from rwclib.sweeps.sweep import default_jobs, generations
+
+RECENT = 5
+_BACKWARD = 2  # costs twice what the forward pass does
+
+
+def forward_flops(model: str, dataset: str, width: int, image_size: int) -> int:
+    """Floating-point operations of one image's forward pass; convolutions and matrix products, as PyTorch counts them."""
+    known = data.get(dataset)
+    return _forward_flops(model, known.num_classes, known.in_channels, width, image_size)
+
+
+@cache
+def _forward_flops(model: str, classes: int, channels: int, width: int, image_size: int) -> int:
+    with torch.device("meta"):
+        network = models.build(model, num_classes=classes, in_channels=channels, width=width).eval()
+        images = torch.empty(1, channels, image_size, image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    return counter.get_total_flops()
+
+
+def epochs(config: RunConfig) -> int:
+    """Epochs of a run; of one of so many iterations those begun, of the official set's size where it uses all images."""
+    return config.epochs_over(config.n_train or data.get(config.dataset).n_train)
+
+
+def work(config: RunConfig) -> float:
+    """Floating-point operations of a run, training and evaluation; of the official sets' sizes where it uses all images."""
+    known = data.get(config.dataset)
+    n_train, n_test = config.n_train or known.n_train, config.n_test or known.n_test
+    trained = config.batch_size * config.iterations or n_train * config.epochs
+    images = (1 + _BACKWARD) * trained + n_test * epochs(config) + config.iterations // EVERY * min(IMAGES, n_test)
+    return float(forward_flops(config.model, config.dataset, config.width, config.image_size)) * images
+
+
+def order(configs: Iterable[RunConfig], priority: str = "seeds") -> list[RunConfig]:
+    """The runs in the order of a name in `rwclib.runs.config.PRIORITIES`; otherwise they stay as they were. `ConfigError` for other names."""
+    if priority not in PRIORITIES:
+        raise ConfigError(f"unknown priority {priority!r}; known: {', '.join(PRIORITIES)}")
+    seen: Counter = Counter()
+    keys = {}
+    for config in configs:
+        pair = config.study, config.model, config.dataset, config.iterations
+        keys[config] = seen[pair], {"seeds": 0.0, "shortest": 1.0, "longest": -1.0}[priority]
+        seen[pair] += 1
+    return sorted(keys, key=lambda config: (keys[config][0], keys[config][1] and keys[config][1] * work(config)))
+
+
+def rates(results: str | Path, networks: Container[str] = models.MODELS) -> dict[tuple[str, str], float]:
+    """Median speed of the archive's finished runs, floating-point operations per second, by (model, device).
+
+    Of each of the `networks` and devices the latest `RECENT` runs: to count operations takes as long as a few of their batches.
+    """
+    speeds = defaultdict(list)
+    records = archive.records(Path(results))
+    for config, record in sorted(records, key=lambda pair: pair[1]["provenance"].get("finished", ""), reverse=True):
+        known = record["provenance"]
+        key = config.model, known["device"]
+        trained = record["status"] == "done" and known["train_and_test_seconds"]
+        if trained and config.model in networks and config.model in models.MODELS and len(speeds[key]) < RECENT:
+            speeds[key].append(work(config) / known["train_and_test_seconds"])
+    return {key: median(values) for key, values in speeds.items()}
+
+
+def seconds(config: RunConfig, speeds: Mapping[tuple[str, str], float], device: str) -> float | None:
+    """Expected seconds of a run on `device` (as provenance names it): by its model's speed, else by the median of others.
+
+    None if nothing has been trained on such a device yet.
+    """
+    of_device = [speed for (_, on), speed in speeds.items() if on == device]
+    if not of_device:
+        return None
+    return work(config) / speeds.get((config.model, device), median(of_device))
+
+
+def seconds_left(configs: Iterable[RunConfig], results: str | Path, device: str) -> list[float] | None:
+    """Expected seconds of each unfinished run, less what its checkpoint holds; None if no speed is known."""
+    configs = list(configs)
+    networks = {config.model for config in configs}
+    speeds, times = rates(results, networks) or rates(results), []
+    for config in configs:
+        expected = seconds(config, speeds, device)
+        if expected is None:
+            return None
+        done = checkpoint.epochs_done(archive.cache_dir(Path(results), config) / checkpoint.FILE)
+        times.append(expected * (1 - done / max(1, epochs(config))))
+    return times
+
+
+def outlook(configs: Sequence[RunConfig], results: str | Path, device: str, jobs: int | None) -> str:
+    """`, about 3 hours with 2 at once`: how long these runs will take here; empty if no speed is known."""
+    chosen = steps.resolve_device(device)
+    try:
+        times, at_once = seconds_left(configs, results, steps.device_name(chosen)), jobs or default_jobs(device)
+    except ArchiveError:  # a damaged run of another sweep, which is not this one's to report
+        return ""
+    if times is None:
+        return ""
+    minutes = makespan(times, at_once) / 60
+    about = f"{max(1, round(minutes))} min" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    return f", about {about} with {at_once} at once"
+
+
+def makespan(durations: Sequence[float], workers: int, after: Sequence[int | None] | None = None) -> float:
+    """Seconds until the last run ends when each worker takes the next run of the list as it becomes free.
+
+    `after`: for each run the place in the list of the one that it waits for, which must stand before it, or None.
+    """
+    free, ends = [0.0] * workers, []
+    for i, duration in enumerate(durations):
+        parent = after[i] if after else None
+        ends.append(max(free[0], ends[parent] if parent is not None else 0.0) + duration)
+        heapq.heapreplace(free, ends[-1])
+    return max(free)
+
+
+def parents_first(configs: Iterable[RunConfig]) -> tuple[list[RunConfig], list[int | None]]:
+    """The runs as a sweep orders them, each behind the one it starts from, and the places of these; None if not among them."""
+    ordered = [config for generation in generations(list(configs)) for config in generation]
+    places = {config.hash: place for place, config in enumerate(ordered)}
+    return ordered, [places.get(config.parent) for config in ordered]

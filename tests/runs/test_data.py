@@ -1,0 +1,680 @@
+"""Image sets: reading, refusing, fetching through torchvision; and augmentation against torchvision's transforms."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import http.server
+import os
+import pickle
+import struct
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rwclib import data
+from rwclib.errors import ConfigError, DataError
+from rwclib.runs.data import Batches, EpochPlan
+
+CPU = torch.device("cpu")
+SETTINGS = {"image_size": 32, "normalize": "none", "device": CPU}
+
+
+def images(
+    n: int, size: int = 32, channels: int = 3, classes: int = 10, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, size, size, channels), dtype=np.uint8), rng.integers(0, classes, n)
+
+
+def arrays(n_train: int = 20, n_test: int = 8, **kind: int) -> dict[str, np.ndarray]:
+    """The four arrays of a set in the format of the `.npz` files."""
+    (x_train, y_train), (x_test, y_test) = images(n_train, **kind), images(n_test, seed=1, **kind)
+    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+
+
+def generators(seed: int = 0) -> tuple[torch.Generator, torch.Generator]:
+    return torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+
+
+# Augmentation
+
+
+@pytest.mark.parametrize("normalize", ["none", "imagenet"])
+def test_crop_flip_and_normalisation_equal_torchvision(normalize):
+    from torchvision.transforms.v2 import functional as tv
+
+    x, y = images(12)
+    batches = Batches(x, y, crop_padding=4, **{**SETTINGS, "normalize": normalize})
+    top, left = torch.tensor([0, 8, 4, 0, 8, 3, 5, 1, 2, 6, 7, 4]), torch.tensor([0, 8, 4, 8, 0, 6, 1, 2, 7, 5, 4, 3])
+    flip, rows = torch.arange(12) % 3 == 0, torch.arange(11, -1, -1)
+    found = batches.batch(rows, top, left, flip)
+    for i, row in enumerate(rows.tolist()):
+        image = tv.crop(tv.pad(torch.from_numpy(x[row]).permute(2, 0, 1), 4), top[i].item(), left[i].item(), 32, 32)
+        image = tv.to_dtype(tv.horizontal_flip(image) if flip[i] else image, torch.float32, scale=True)
+        if normalize == "imagenet":
+            image = tv.normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        assert (found[i] - image).abs().max() < 1e-6
+
+
+def test_batches_are_float32_in_channels_last_format():
+    x, labels = next(Batches(*images(5), **SETTINGS).in_order(5))
+    assert x.shape == (5, 3, 32, 32)
+    assert x.dtype == torch.float32
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("size", "new"), [(28, 32), (32, 28), (32, 64), (32, 8)])
+def test_resizing_equals_torchvision_exactly(size, new, channels):
+    from torchvision.transforms import functional as tv
+
+    x = torch.from_numpy(images(20, size, channels)[0])
+    theirs = tv.resize(x.permute(0, 3, 1, 2), [new, new], antialias=True)
+    ours = data.resize(x, new)
+    assert ours.dtype == torch.uint8
+    assert torch.equal(ours.permute(0, 3, 1, 2), theirs)
+
+
+def test_resizing_more_images_than_one_part_holds_keeps_them_in_order():
+    x = torch.from_numpy(images(4100, size=8, channels=1)[0])
+    whole = data.resize(x, 9)
+    assert len(whole) == 4100
+    assert torch.equal(whole[4094:], data.resize(x[4094:], 9))
+
+
+def test_images_of_the_right_size_are_left_as_they_are():
+    x = torch.from_numpy(images(3)[0])
+    assert torch.equal(data.resize(x, 32), x)
+
+
+def test_batches_resize_to_the_size_asked_for():
+    x, y = images(4, size=28, channels=1)
+    found, _ = next(Batches(x, y, **SETTINGS).in_order(4))
+    resized = data.resize(torch.from_numpy(x), 32).permute(0, 3, 1, 2)
+    assert torch.equal((found * 255).round().to(torch.uint8), resized)
+
+
+def test_batches_in_order_are_not_augmented_even_where_crops_are_set():
+    x, y = images(10)
+    parts = list(Batches(x, y, crop_padding=4, **SETTINGS).in_order(4))
+    assert [len(labels) for _, labels in parts] == [4, 4, 2]
+    pixels = torch.cat([part for part, _ in parts]).permute(0, 2, 3, 1)
+    assert np.abs(pixels.numpy() - x / 255).max() < 1e-6
+    assert torch.cat([labels for _, labels in parts]).tolist() == y.tolist()
+
+
+def plan(n: int, padding: int = 4, seed: int = 0, flip: bool = True, shuffle: bool = True) -> EpochPlan:
+    x, y = np.zeros((n, 8, 8, 1), np.uint8), np.zeros(n, np.int64)
+    batches = Batches(x, y, crop_padding=padding, **{**SETTINGS, "image_size": 8})
+    return batches.plan(*generators(seed), flip=flip, shuffle=shuffle)
+
+
+def test_an_epoch_shows_every_image_once_with_its_own_label():
+    n = 37
+    x = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 8, 8, 1)).copy()
+    batches = Batches(x, np.arange(n), **{**SETTINGS, "image_size": 8})
+    seen = []
+    for part, labels in batches.epoch(batches.plan(*generators(), flip=True, shuffle=True), 8):
+        assert (part * 255).round().amax((1, 2, 3)).tolist() == labels.tolist()
+        seen += labels.tolist()
+    assert sorted(seen) == list(range(n))
+    assert seen != sorted(seen)
+
+
+def test_the_ragged_last_batch_is_kept():
+    batches = Batches(*images(10), **SETTINGS)
+    parts = list(batches.epoch(batches.plan(*generators(), flip=False, shuffle=True), 4))
+    assert [(len(x), len(y)) for x, y in parts] == [(4, 4), (4, 4), (2, 2)]
+
+
+def test_an_epoch_is_the_augmentation_that_its_plan_says():
+    batches = Batches(*images(9), crop_padding=2, **SETTINGS)
+    chosen = batches.plan(*generators(), flip=True, shuffle=True)
+    whole = torch.cat([x for x, _ in batches.epoch(chosen, 4)])
+    for position, row in enumerate(chosen.order):
+        one = batches.batch(row[None], chosen.top[row][None], chosen.left[row][None], chosen.flip[row][None])
+        assert torch.equal(whole[position], one[0])
+
+
+def test_a_plan_draws_offsets_evenly_and_flips_half():
+    n = 20_000
+    chosen = plan(n)
+    assert sorted(chosen.order.tolist()) == list(range(n))
+    for offsets in (chosen.top, chosen.left):
+        counts = offsets.bincount()
+        assert len(counts) == 9  # 0 to twice the padding
+        assert (counts - n / 9).abs().max() < 5 * (n * 1 / 9 * 8 / 9) ** 0.5
+    assert abs(chosen.flip.sum().item() - n / 2) < 5 * (n / 4) ** 0.5
+    choices = torch.stack([chosen.top, chosen.left, chosen.flip.long()]).double()
+    assert torch.corrcoef(choices).triu(1).abs().max() < 5 / n**0.5
+
+
+def test_the_same_generators_give_the_same_plan_and_their_next_epoch_another():
+    one, other = plan(50), plan(50)
+    assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("order", "top", "left", "flip"))
+    batches, pair = Batches(*images(50), crop_padding=4, **SETTINGS), generators()
+    first, second = (batches.plan(*pair, flip=True, shuffle=True) for _ in range(2))
+    assert torch.equal(first.order, one.order)
+    assert not any(torch.equal(getattr(first, n), getattr(second, n)) for n in ("order", "top", "left", "flip"))
+
+
+def test_without_shuffling_the_order_is_kept():
+    assert plan(50, shuffle=False).order.tolist() == list(range(50))
+
+
+def test_without_flips_nothing_is_flipped():
+    assert not plan(50, flip=False).flip.any()
+
+
+def test_without_padding_every_crop_is_the_whole_image():
+    chosen = plan(50, padding=0)
+    assert not chosen.top.any()
+    assert not chosen.left.any()
+
+
+def test_a_plan_leaves_the_global_generator_untouched():
+    before = torch.get_rng_state()
+    plan(50)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_switching_one_augmentation_off_leaves_the_other_choices_as_they_were():
+    full, bare = plan(50), plan(50, flip=False, shuffle=False)
+    assert torch.equal(full.top, bare.top)
+    assert torch.equal(full.left, bare.left)
+    assert torch.equal(full.order, plan(50, flip=False).order)
+
+
+# Files
+
+
+@pytest.fixture
+def stored(tmp_path) -> dict[str, np.ndarray]:
+    """A small grey set, stored as `mnist.npz`."""
+    found = arrays(size=28, channels=1)
+    np.savez(tmp_path / "mnist.npz", **found, source="a source", note="a note")
+    return found
+
+
+def test_a_stored_set_is_read_as_it_was_written(tmp_path, stored):
+    found = data.load("mnist", tmp_path)
+    assert all(np.array_equal(getattr(found, name), array) for name, array in stored.items())
+    assert found.x_train.dtype == np.uint8
+    assert found.y_train.dtype == found.y_test.dtype == np.int64
+    assert (found.name, found.source, found.note) == ("mnist", "a source", "a note")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64])
+def test_labels_of_any_integer_type_are_read_as_int64(tmp_path, dtype):
+    kept = arrays(size=28, channels=1)
+    np.savez_compressed(tmp_path / "mnist.npz", **{k: v.astype(dtype) if k[0] == "y" else v for k, v in kept.items()})
+    found = data.load("mnist", tmp_path)
+    assert found.y_train.dtype == np.int64
+    assert np.array_equal(found.y_train, kept["y_train"])
+    assert (found.source, found.note) == ("unknown", "unknown")
+
+
+def test_the_data_folder_is_the_one_given_or_that_of_the_environment_or_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWC_DATA_DIR", str(tmp_path))
+    assert data.folder("given") == Path("given")
+    assert data.folder() == tmp_path
+    monkeypatch.delenv("RWC_DATA_DIR")
+    assert data.folder().parts[-2:] == ("rwclib", "data")
+
+
+def test_sets_are_found_through_the_environment(tmp_path, stored, monkeypatch):
+    monkeypatch.setenv("RWC_DATA_DIR", str(tmp_path))
+    assert np.array_equal(data.load("mnist", download=False).x_test, stored["x_test"])
+
+
+def without(key: str) -> dict[str, np.ndarray]:
+    found = arrays(size=28, channels=1)
+    del found[key]
+    return found
+
+
+def but(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    return arrays(size=28, channels=1) | changes
+
+
+GOOD = arrays(size=28, channels=1)
+BAD_ARRAYS = {
+    "missing x_train": without("x_train"),
+    "missing y_test": without("y_test"),
+    "float pixels": but(x_train=GOOD["x_train"].astype(np.float32)),
+    "int64 pixels": but(x_test=GOOD["x_test"].astype(np.int64)),
+    "float labels": but(y_train=GOOD["y_train"].astype(np.float64)),
+    "text labels": but(y_train=GOOD["y_train"].astype(str)),
+    "pixels without channels": but(x_train=GOOD["x_train"][..., 0]),
+    "flattened pixels": but(x_train=GOOD["x_train"].reshape(20, -1)),
+    "channels first": but(x_train=GOOD["x_train"].transpose(0, 3, 1, 2)),
+    "colour": arrays(size=28, channels=3),
+    "not square": but(x_train=GOOD["x_train"][:, :20]),
+    "label too large": but(y_train=np.append(GOOD["y_train"][1:], 10)),
+    "label below 0": but(y_test=np.append(GOOD["y_test"][1:], -1)),
+    "fewer labels than images": but(y_train=GOOD["y_train"][1:]),
+    "more labels than images": but(y_test=np.zeros(9, np.int64)),
+    "labels as a column": but(y_train=GOOD["y_train"][:, None]),
+    "no images": but(x_test=GOOD["x_test"][:0], y_test=GOOD["y_test"][:0]),
+    "object labels": but(y_train=GOOD["y_train"].astype(object)),
+    "object source": but(source=np.array([None])),
+}
+
+
+def written(kind: str, file: Path) -> None:
+    """A damaged file of this kind."""
+    np.savez_compressed(file, **GOOD)
+    whole = file.read_bytes()
+    if kind == "truncated":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif kind == "cut by a few bytes":
+        file.write_bytes(whole[:-10])
+    elif kind == "bytes overwritten":
+        file.write_bytes(whole[:500] + b"\xff" * 200 + whole[700:])
+    elif kind == "not a zip":
+        file.write_bytes(b"<html>404 not found</html>\n" * 50)
+    elif kind == "a pickle":
+        file.write_bytes(pickle.dumps(GOOD))
+    elif kind == "a bare array":
+        with open(file, "wb") as handle:
+            np.save(handle, GOOD["x_train"])
+    elif kind == "empty":
+        file.write_bytes(b"")
+
+
+def assert_refused(folder: Path) -> None:
+    """Loading mnist fails with one line that names the file, and changes nothing in the folder."""
+    file = folder / "mnist.npz"
+    before, changed = file.read_bytes(), file.stat().st_mtime_ns
+    for fetch in (data.load, data.fetch):
+        with pytest.raises(DataError) as error:
+            fetch("mnist", folder)
+        assert str(file) in str(error.value)
+        assert "\n" not in str(error.value)
+        assert "delete it and fetch it again" in str(error.value)
+    assert file.read_bytes() == before
+    assert file.stat().st_mtime_ns == changed
+    assert list(folder.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("kind", BAD_ARRAYS)
+def test_a_file_with_wrong_arrays_is_an_error_that_names_it_and_leaves_it_alone(tmp_path, kind):
+    np.savez(tmp_path / "mnist.npz", **BAD_ARRAYS[kind])
+    assert_refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["truncated", "cut by a few bytes", "bytes overwritten", "not a zip", "a pickle", "a bare array", "empty"],
+)
+def test_a_damaged_file_is_an_error_that_names_it_and_leaves_it_alone(tmp_path, kind):
+    written(kind, tmp_path / "mnist.npz")
+    assert_refused(tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_file_damaged_inside_any_compression_is_an_error(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "mnist.npz", "w", method) as file:
+        for name, array in GOOD.items():
+            with file.open(f"{name}.npy", "w") as member:
+                np.save(member, array)
+    whole = (tmp_path / "mnist.npz").read_bytes()
+    for start in (200, 2000):
+        (tmp_path / "mnist.npz").write_bytes(whole[:start] + b"\xff" * 50 + whole[start + 50 :])
+        assert_refused(tmp_path)
+
+
+def test_source_and_note_are_one_line(tmp_path):
+    np.savez(tmp_path / "mnist.npz", **GOOD, source="two\nlines", note=np.array(["a", "b\n"]))
+    found = data.load("mnist", tmp_path)
+    assert found.source == "two lines"
+    assert "\n" not in found.note
+
+
+@pytest.mark.parametrize("kind", ["not a zip", "a pickle"])
+def test_the_error_for_a_damaged_file_does_not_recommend_unpickling_it(tmp_path, kind):
+    written(kind, tmp_path / "mnist.npz")
+    with pytest.raises(DataError) as error:
+        data.load("mnist", tmp_path)
+    assert "allow_pickle" not in str(error.value)
+
+
+def test_objects_in_a_file_are_never_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    np.savez(tmp_path / "mnist.npz", **but(y_train=np.array([Trap()] * 20, dtype=object)))
+    with pytest.raises(DataError):
+        data.load("mnist", tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("function", [data.load, data.fetch, data.path, data.get])
+def test_an_unknown_set_is_an_error_that_lists_the_known_ones(function):
+    with pytest.raises(ConfigError, match="'imagenet'") as error:
+        function("imagenet")
+    assert all(name in str(error.value) for name in data.DATASETS)
+
+
+def test_a_missing_set_is_an_error_that_names_folder_file_and_command(tmp_path):
+    with pytest.raises(DataError) as error:
+        data.load("cifar10", tmp_path / "none", download=False)
+    assert str(tmp_path / "none" / "cifar10.npz") in str(error.value)
+    assert "`rwc data fetch cifar10`" in str(error.value)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_set_is_never_replaced_by_the_bundled_sample(tmp_path):
+    with pytest.raises(DataError):
+        data.load("fashion_mnist", tmp_path, download=False)
+
+
+# Subsets and the bundled sample
+
+
+@pytest.fixture(scope="module")
+def sample() -> data.ImageSet:
+    return data.load(data.SAMPLE)
+
+
+def test_the_bundled_sample_is_class_balanced(sample):
+    assert sample.x_train.shape == (6000, 28, 28, 1)
+    assert sample.x_test.shape == (1000, 28, 28, 1)
+    assert np.bincount(sample.y_train).tolist() == [600] * 10
+    assert np.bincount(sample.y_test).tolist() == [100] * 10
+
+
+def test_the_bundled_sample_is_under_4_mb_and_says_what_it_is(sample):
+    assert data.path(data.SAMPLE).stat().st_size < 4_000_000
+    assert "Fashion-MNIST" in sample.source
+    assert "sample" in sample.note
+
+
+def test_the_digest_of_the_bundled_sample_never_changes(sample):
+    assert sample.digest() == "4732bcacb0b8"
+
+
+def test_the_bundled_sample_needs_no_data_folder(sample, tmp_path):
+    assert data.load(data.SAMPLE, tmp_path / "none", download=False).digest() == sample.digest()
+    assert data.fetch(data.SAMPLE, tmp_path / "none").digest() == sample.digest()
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.skipif(
+    not Path(os.environ.get("RWC_DATA_DIR", "none"), "fashion_mnist.npz").exists(),
+    reason="needs the full Fashion-MNIST",
+)
+def test_every_image_of_the_bundled_sample_is_in_the_full_set_with_its_label(sample):
+    full = data.load("fashion_mnist", download=False)
+    for split in ("train", "test"):
+        there, here = ((getattr(s, f"x_{split}"), getattr(s, f"y_{split}")) for s in (full, sample))
+        known = {(image.tobytes(), label) for image, label in zip(there[0], there[1].tolist(), strict=True)}
+        found = {(image.tobytes(), label) for image, label in zip(here[0], here[1].tolist(), strict=True)}
+        assert found <= known
+        assert len(found) > 0.99 * len(here[0])
+
+
+def test_the_digest_sees_every_pixel_and_label(sample):
+    digests = {sample.digest()}
+    for name in ("x_train", "y_train", "x_test", "y_test"):
+        changed = getattr(sample, name).copy()
+        changed.flat[-1] ^= 1
+        digests.add(data.ImageSet(**{**vars(sample), name: changed}).digest())
+    assert len(digests) == 5
+
+
+def test_a_subset_has_the_sizes_asked_for_and_is_always_the_same(sample):
+    one, other = sample.subset(500, 30), sample.subset(500, 30)
+    assert one.x_train.shape == (500, 28, 28, 1)
+    assert one.y_train.shape == (500,)
+    assert one.x_test.shape == (30, 28, 28, 1)
+    assert one.digest() == other.digest()
+    assert (one.name, one.source, one.note) == (sample.name, sample.source, sample.note)
+
+
+def test_a_subset_is_of_different_images_with_their_own_labels():
+    n = 200
+    x = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 8, 8, 1))
+    found = data.ImageSet("own", x, np.arange(n), x, np.arange(n), "", "").subset(50, None)
+    assert len(set(found.y_train)) == 50
+    assert found.x_train[:, 0, 0, 0].tolist() == found.y_train.tolist()
+    assert found.y_train.max() > 100  # drawn from all, not the first ones
+    assert len(found.y_test) == n
+
+
+def test_a_subset_of_everything_is_the_set_itself(sample):
+    assert sample.subset(None, None).digest() == sample.subset(6000, 1000).digest() == sample.digest()
+
+
+@pytest.mark.parametrize(("asked", "name"), [((6001, None), "n_train"), ((None, 1001), "n_test")])
+def test_more_images_than_there_are_is_an_error_that_says_how_many_there_are(sample, asked, name):
+    with pytest.raises(ConfigError, match=f"{name} is .*001, but .* has .*000 ") as error:
+        sample.subset(*asked)
+    assert "fashion_mnist_sample" in str(error.value)
+
+
+# Fetching, with torchvision's own readers and digest checks
+
+
+def md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def visible(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.fixture
+def svhn_files(tmp_path) -> dict[str, dict[str, np.ndarray]]:
+    """SVHN's two files as their server has them, small, in the folder they are downloaded to."""
+    from scipy.io import savemat
+
+    raw, found = tmp_path / ".svhn.download", {}
+    raw.mkdir()
+    for seed, (split, n) in enumerate({"train": 30, "test": 12}.items()):
+        x, y = images(n, seed=seed)
+        y[:2] = 0, 9
+        stored = np.where(y == 0, 10, y).astype(np.uint8)[:, None]  # SVHN's digit 0 has the label 10
+        savemat(raw / f"{split}_32x32.mat", {"X": x.transpose(1, 2, 3, 0), "y": stored})
+        found |= {f"x_{split}": x, f"y_{split}": y}
+    return found
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture
+def server(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """A web server of one folder: its address and the folder."""
+    folder = tmp_path_factory.mktemp("server")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", folder
+        running.shutdown()
+
+
+def expect_svhn(monkeypatch, raw: Path, address: str) -> None:
+    """Make torchvision expect the files of the folder, from this address."""
+    from torchvision.datasets import SVHN
+
+    names = {split: f"{split}_32x32.mat" for split in ("train", "test")}
+    listed = {split: [f"{address}/{name}", name, md5(raw / name)] for split, name in names.items()}
+    monkeypatch.setattr(SVHN, "split_list", listed)
+
+
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there
+
+
+def test_svhn_is_converted_with_pixels_labels_and_order_kept(tmp_path, svhn_files, monkeypatch):
+    expect_svhn(monkeypatch, tmp_path / ".svhn.download", NOWHERE)
+    found = data.fetch("svhn", tmp_path)
+    assert all(np.array_equal(getattr(found, name), array) for name, array in svhn_files.items())
+    assert found.source == "torchvision.datasets.SVHN"
+    assert [path.name for path in tmp_path.iterdir()] == ["svhn.npz"]
+    assert data.load("svhn", tmp_path, download=False).digest() == found.digest()
+
+
+def test_svhn_is_downloaded_when_it_is_asked_for_and_not_there(tmp_path, svhn_files, server, monkeypatch):
+    address, folder = server
+    expect_svhn(monkeypatch, tmp_path / ".svhn.download", address)
+    for file in (tmp_path / ".svhn.download").iterdir():
+        file.rename(folder / file.name)
+    found = data.load("svhn", tmp_path)
+    assert all(np.array_equal(getattr(found, name), array) for name, array in svhn_files.items())
+
+
+@pytest.mark.usefixtures("svhn_files")
+def test_a_download_with_a_wrong_digest_is_an_error_and_makes_no_set(tmp_path, server, monkeypatch):
+    address, folder = server
+    raw = tmp_path / ".svhn.download"
+    expect_svhn(monkeypatch, raw, address)
+    (raw / "train_32x32.mat").rename(folder / "train_32x32.mat")
+    damaged = (raw / "test_32x32.mat").read_bytes()[:-1] + b"?"
+    (raw / "test_32x32.mat").unlink()
+    (folder / "test_32x32.mat").write_bytes(damaged)
+    with pytest.raises(DataError, match="corrupted") as error:
+        data.fetch("svhn", tmp_path)
+    assert str(tmp_path / "svhn.npz") in str(error.value)
+    assert "rwc data fetch svhn" in str(error.value)
+    assert visible(tmp_path) == []
+
+
+@pytest.mark.usefixtures("svhn_files")
+def test_a_file_already_there_with_a_wrong_digest_is_not_used(tmp_path, monkeypatch):
+    expect_svhn(monkeypatch, tmp_path / ".svhn.download", NOWHERE)
+    with open(tmp_path / ".svhn.download" / "train_32x32.mat", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match="svhn could not be fetched"):
+        data.fetch("svhn", tmp_path)
+    assert visible(tmp_path) == []
+
+
+@pytest.mark.usefixtures("svhn_files")
+def test_a_server_out_of_reach_is_an_error_in_one_line(tmp_path, monkeypatch):
+    expect_svhn(monkeypatch, tmp_path / ".svhn.download", NOWHERE)
+    with pytest.raises(DataError, match="URLError") as error:
+        data.load("svhn", tmp_path / "elsewhere")
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / "elsewhere" / "svhn.npz") in str(error.value)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.usefixtures("svhn_files")
+def test_an_answer_that_is_no_http_is_an_error_too(tmp_path, monkeypatch):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        expect_svhn(monkeypatch, tmp_path / ".svhn.download", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        with pytest.raises(DataError, match="svhn could not be fetched"):
+            data.fetch("svhn", tmp_path / "elsewhere")
+
+
+def test_a_data_folder_that_cannot_be_made_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError) as error:
+        data.load("mnist", tmp_path / "file")
+    assert str(tmp_path / "file" / "mnist.npz") in str(error.value)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_set_that_is_there_is_not_fetched_again(tmp_path, stored):
+    changed = (tmp_path / "mnist.npz").stat().st_mtime_ns
+    assert np.array_equal(data.fetch("mnist", tmp_path).x_train, stored["x_train"])
+    assert (tmp_path / "mnist.npz").stat().st_mtime_ns == changed
+    assert visible(tmp_path) == ["mnist.npz"]
+
+
+@pytest.mark.parametrize(("name", "title"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_idx_files_are_converted_with_pixels_labels_and_order_kept(tmp_path, monkeypatch, name, title):
+    from torchvision import datasets
+
+    raw, digests, kept = tmp_path / f".{name}.download" / title / "raw", [], arrays(size=28, channels=1)
+    raw.mkdir(parents=True)
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        for key, file in ((f"x_{split}", f"{prefix}-images-idx3-ubyte"), (f"y_{split}", f"{prefix}-labels-idx1-ubyte")):
+            array = kept[key].squeeze().astype(np.uint8)
+            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            (raw / f"{file}.gz").write_bytes(gzip.compress(header + array.tobytes()))
+            digests.append((f"{file}.gz", md5(raw / f"{file}.gz")))
+    monkeypatch.setattr(getattr(datasets, title), "resources", digests)
+    found = data.fetch(name, tmp_path)
+    assert all(np.array_equal(getattr(found, key), array) for key, array in kept.items())
+    assert visible(tmp_path) == [f"{name}.npz"]
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "labels"), [("cifar10", "CIFAR10", "labels"), ("cifar100", "CIFAR100", "fine_labels")]
+)
+def test_cifar_files_are_converted_with_pixels_labels_and_order_kept(tmp_path, monkeypatch, name, title, labels):
+    from torchvision import datasets
+
+    known, kept = getattr(datasets, title), arrays(classes=data.get(name).num_classes)
+    raw = tmp_path / f".{name}.download"
+    inside = raw / known.base_folder
+    inside.mkdir(parents=True)
+
+    def batch(file: str, x: np.ndarray, y: np.ndarray) -> list[str]:
+        rows = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        (inside / file).write_bytes(pickle.dumps({"data": rows, labels: y.tolist()}))
+        return [file, md5(inside / file)]
+
+    files = [file for file, _ in known.train_list]
+    parts = zip(
+        files, np.array_split(kept["x_train"], len(files)), np.array_split(kept["y_train"], len(files)), strict=True
+    )
+    monkeypatch.setattr(known, "train_list", [batch(*part) for part in parts])
+    monkeypatch.setattr(known, "test_list", [batch(known.test_list[0][0], kept["x_test"], kept["y_test"])])
+    meta = inside / known.meta["filename"]
+    meta.write_bytes(pickle.dumps({known.meta["key"]: [str(i) for i in range(data.get(name).num_classes)]}))
+    monkeypatch.setattr(known, "meta", {**known.meta, "md5": md5(meta)})
+    with tarfile.open(raw / known.filename, "w:gz") as archive:  # as its server has it
+        archive.add(inside, known.base_folder)
+    for file in inside.iterdir():
+        file.unlink()
+    monkeypatch.setattr(known, "tgz_md5", md5(raw / known.filename))
+
+    found = data.fetch(name, tmp_path)
+    assert all(np.array_equal(getattr(found, key), array) for key, array in kept.items())
+    assert visible(tmp_path) == [f"{name}.npz"]
+
+
+def test_mnist_and_its_like_come_from_mirrors_with_tls(tmp_path, monkeypatch):
+    asked = []
+
+    def no_network(request, *_, **__):
+        asked.append(request.full_url)
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(
+        "torchvision.datasets.mnist.download_and_extract_archive", lambda url, **_: no_network(Asked(url))
+    )
+    for name in ("mnist", "fashion_mnist"):
+        with pytest.raises(DataError, match="could not be fetched"):
+            data.fetch(name, tmp_path / name)
+    assert len(asked) == 2
+    assert all(url.startswith("https://") for url in asked)
+
+
+class Asked:
+    def __init__(self, url: str) -> None:
+        self.full_url = url
