@@ -269,10 +269,10 @@ def zero_and_non_finite_weights_are_seen_by_every_rank() -> None:
         model.body[0].weight.mul_(1.5)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = tracker.step()
+        changes = tracker.step()
     assert ["NaN for stem.weight:" in str(warning.message) for warning in caught] == [True]
-    assert [value != value for value in found.values()] == [True, False, False, True]
-    assert abs(found["body.0.weight"] - 0.5) < 1e-6
+    assert [value != value for value in changes.values()] == [True, False, False, True]
+    assert abs(changes["body.0.weight"] - 0.5) < 1e-6
 
 
 SCENARIOS: list[Callable[[], None]] = [
@@ -314,12 +314,12 @@ def passed() -> tuple[set[str], str]:
             for rank in range(RANKS)
         ]  # fmt: skip
         try:
-            found = [process.communicate(timeout=120) for process in processes]
+            outputs = [process.communicate(timeout=120) for process in processes]
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
-    return set.intersection(*(set(out.split()) for out, _ in found)), "\n".join(error for _, error in found)
+    return set.intersection(*(set(out.split()) for out, _ in outputs)), "\n".join(error for _, error in outputs)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)

@@ -82,16 +82,6 @@ def test_every_metric_equals_the_float64_reference_on_cuda(shape, dtype):
     assert_equals_reference(current, previous)
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (200, 333)], ids=str)
-def test_transposed_snapshots_equal_the_reference(shape):
-    current, previous = (t.float() for t in pair(*shape))
-    transposed = current.T.contiguous().T
-    assert not transposed.is_contiguous()
-    assert_equals_reference(transposed, previous)
-    assert_equals_reference(current, previous.T.contiguous().T)
-    assert_equals_reference(transposed, previous.T.contiguous().T)
-
-
 @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (4, 1, 3, 3), (4, 3, 1, 1)], ids=str)
 @pytest.mark.parametrize("which", ["current", "previous", "both"])
 def test_channels_last_snapshots_equal_the_reference(shape, which):
@@ -108,12 +98,6 @@ def test_large_channels_last_snapshots_equal_the_reference_in_memory_order():
     in_memory = [t.permute(0, 2, 3, 1).contiguous() for t in (current, previous)]
     for name, expected in reference(*in_memory).items():
         assert value(name, current, previous) == close(expected), name
-
-
-def test_strided_snapshots_equal_the_reference():
-    current, previous = (t.float() for t in pair(200, 700))
-    assert_equals_reference(current[:, ::2], previous[:, 1::2])
-    assert_equals_reference(current.reshape(-1)[::2], previous.reshape(-1)[::2])
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -155,12 +139,6 @@ def test_ratios_and_cosine_are_invariant_to_scaling_both_snapshots(shape, scale)
         assert value(name, scale * current, scale * previous) == close(value(name, current, previous)), name
 
 
-@pytest.mark.parametrize("name", ["l1_norm", "l2_norm"])
-def test_norms_scale_with_the_weights(name):
-    weights = pair(300, 301)[0].float()
-    assert value(name, -3 * weights, weights) == close(3 * value(name, weights, weights))
-
-
 @pytest.mark.parametrize("n", [50, 4096, 70_000])
 def test_metrics_are_invariant_to_a_common_permutation(n):
     current, previous = (t.float() for t in pair(n))
@@ -179,20 +157,10 @@ def test_scaling_the_weights_by_a_factor_changes_every_ratio_by_it_alone(n, fact
     assert metrics.cosine(factor * previous, previous) == close(cosine)
 
 
-def test_orthogonal_weights_have_cosine_zero():
-    assert metrics.cosine(torch.tensor([0.0, 3.0]), torch.tensor([2.0, 0.0])) == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize("factor", [1e-4, 1e-2, 1e2, 1e4])
 def test_cosine_is_accurate_between_weights_of_very_different_size(factor):
     current, previous = (t.float() for t in pair(70_000))
     assert metrics.cosine(factor * current, previous) == close(metrics.cosine(current, previous))
-
-
-def test_ratios_are_relative_to_the_previous_weights():
-    small, large = torch.tensor([1.0, 1.0]), torch.tensor([4.0, 4.0])
-    assert [value(name, large, small) for name in RATIOS] == [close(3)] * 4
-    assert [value(name, small, large) for name in RATIOS] == [close(0.75)] * 4
 
 
 def test_rwc_weighs_weights_by_size_and_rwc_elementwise_does_not():
@@ -273,27 +241,11 @@ def test_measure_gives_every_metric_of_every_layer_in_float64():
     pairs = [pair(4, 3, seed=1), pair(2, 3, 3, 3, seed=2), pair(300, 301, seed=3)]
     measured = measure([w.float() for w, _ in pairs], [p.float() for _, p in pairs])
     assert list(measured) == list(METRICS)
+    assert {name: values.shape for name, values in measure([], []).items()} == dict.fromkeys(METRICS, (0,))
     assert all((v.dtype, v.device.type, v.shape) == (torch.float64, "cpu", (3,)) for v in measured.values())
     for i, (current, previous) in enumerate(pairs):
         layer = {name: values[i].item() for name, values in measured.items()}
         assert layer == {name: close(expected) for name, expected in reference(current, previous).items()}
-
-
-def test_measure_of_no_layers_is_empty():
-    assert {name: values.shape for name, values in measure([], []).items()} == dict.fromkeys(METRICS, (0,))
-
-
-def test_measure_refuses_lists_of_different_length():
-    with pytest.raises(ValueError, match="zip"):
-        measure([torch.ones(2)], [torch.ones(2), torch.ones(2)])
-
-
-def test_measure_leaves_the_snapshots_alone_unless_told_to_update():
-    current, previous = (t.float() for t in pair(300, 301))
-    before = current.clone(), previous.clone()
-    measure([current], [previous])
-    assert torch.equal(current, before[0])
-    assert torch.equal(previous, before[1])
 
 
 LAYOUTS = {
@@ -311,8 +263,11 @@ LAYOUTS = {
 def test_update_leaves_previous_equal_to_current_and_the_same_metrics(layout, previous_layout, dtype):
     current, previous = (t.to(dtype) for t in pair(40, 50, 7, 6))
     current, previous = LAYOUTS[layout](current), LAYOUTS[previous_layout](previous)
-    kept, strides = current.clone(), previous.stride()
+    kept, old, strides = current.clone(), previous.clone(), previous.stride()
+    if layout != "channels_last":  # whose order in memory the sample of the median follows
+        assert_equals_reference(current, previous)
     without = measure([current], [previous])
+    assert torch.equal(previous, old)
     assert_close(measure([current], [previous], update=True), without, 0)
     assert torch.equal(previous, current)
     assert torch.equal(current, kept)

@@ -52,8 +52,8 @@ def test_one_address_of_the_repository():
     files = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb")]
     owner = notebooks.REPOSITORY.removeprefix("https://github.com/")
     for file in files:
-        for found in re.findall(r"github\.com/(?:github/)?([\w.-]+/rwclib\b)", file.read_text()):
-            assert found == owner, f"{file.name} has another address than rwclib/app/notebooks.py"
+        for address in re.findall(r"github\.com/(?:github/)?([\w.-]+/rwclib\b)", file.read_text()):
+            assert address == owner, f"{file.name} has another address than rwclib/app/notebooks.py"
     for book in files[1:]:
         assert f"colab.research.google.com/github/{owner}/blob/main/notebooks/{book.name}" in book.read_text()
 
@@ -135,19 +135,19 @@ def test_every_download_is_checked_by_a_digest_and_comes_over_https():
         "rwclib/runs/initial_weights.py",
         "rwclib/studies/weightscale/release.py",
     ]
-    assert {name: len(found) for name, found in places.items()} == dict.fromkeys(places, 1)
+    assert {name: len(calls) for name, calls in places.items()} == dict.fromkeys(places, 1)
 
     for name, known in data.DATASETS.items():
         if known.torchvision is None:
             continue
-        of = getattr(datasets, known.torchvision)
-        if hasattr(of, "resources"):  # MNIST and its like
-            files = [(mirror + file, digest) for mirror in known.mirrors for file, digest in of.resources]
-        elif hasattr(of, "split_list"):
-            files = [(of.split_list[split][0], of.split_list[split][2]) for split in ("train", "test")]
+        made = getattr(datasets, known.torchvision)
+        if hasattr(made, "resources"):  # MNIST and its like
+            files = [(mirror + file, digest) for mirror in known.mirrors for file, digest in made.resources]
+        elif hasattr(made, "split_list"):
+            files = [(made.split_list[split][0], made.split_list[split][2]) for split in ("train", "test")]
         else:
-            files = [(of.url, of.tgz_md5)]
-            assert all(re.fullmatch("[0-9a-f]{32}", digest) for _, digest in [*of.train_list, *of.test_list])
+            files = [(made.url, made.tgz_md5)]
+            assert all(re.fullmatch("[0-9a-f]{32}", digest) for _, digest in [*made.train_list, *made.test_list])
         for address, digest in files:
             assert re.fullmatch("[0-9a-f]{32}", digest), name
             assert address.startswith("http://" if name == "svhn" else "https://"), address
