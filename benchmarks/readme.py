@@ -37,6 +37,8 @@ def section(results: Path = ROOT / "benchmarks" / "results") -> str:
         columns = list(dict.fromkeys(column for row in stored["rows"] for column in row if column not in hidden))
         rows = [row for row in stored["rows"] if any(isinstance(row.get(column), float) for column in columns)]
         head = [column.replace("_", " ") for column in columns]
+        if name == "scheduling":
+            head = [f"{words[0]}, {words[1]} first" if len(words) > 1 else words[0] for words in map(str.split, head)]
         lines = [head, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         parts.append(f"{title} (`benchmarks/{name}.py`; {stored['environment'].replace(' | ', ', ')}):\n\n{table}")
@@ -67,8 +69,8 @@ def faults(results: Path = ROOT / "benchmarks" / "results") -> str:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     kills = sum(row["in_the_middle"] for row in stored["rows"] if row["fault"] == "killed")
     return (
-        f"`make test-long` did all this to real processes ({stored['environment']}); `make test` does a few of each. {kills} kills hit a "
-        f"process at work. {stored['checked']}\n\n<details><summary>All faults</summary>\n\n{table}\n\n</details>"
+        f"`make test-long` did all this to real processes ({stored['environment']}); `make test` does a few of each. {kills} kills "
+        f"struck in the middle of work. {stored['checked']}\n\n<details><summary>All faults</summary>\n\n{table}\n\n</details>"
     )
 
 

@@ -146,8 +146,9 @@ def sweep(
     print(json.dumps(asdict(report), indent=1) if as_json else report.summary())
     if report.left:
         left = [config for config in configs if config.name in report.left]
-        in_time = time_budget is None or time.time() < rwclib.STARTED + time_budget + 12  # to reckon takes seconds, too
-        here = executor == "local" and in_time  # elsewhere the machines, and how many there are, are not known
-        about = planning.outlook(left, results or archive.default_results(), device, jobs) if here else ""
+        about = ""
+        if executor == "local":  # elsewhere the machines, and how many there are, are not known
+            with pools.local_pool() as pool:  # has imported what counts operations
+                about = pool.submit(planning.outlook, left, results or archive.default_results(), device, jobs).result()
         print(f"runs left: {len(left)}{about}; the same command goes on", file=sys.stderr)
     raise typer.Exit(0 if report.ok else 1)
