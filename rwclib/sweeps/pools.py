@@ -13,7 +13,7 @@ def start_server() -> BaseContext:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["rwclib.sweeps.worker", "torchvision"])
+        context.set_forkserver_preload(["rwclib.sweeps.forecast", "torchvision"])
         forkserver.ensure_running()
     return context
 
