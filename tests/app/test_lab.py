@@ -65,7 +65,7 @@ def test_run_all_in_jupyterlab_ends_without_an_error_and_shows_the_figures(name,
         page.wait_for_selector(f"{kernel}[data-status=idle]", timeout=240 * SECONDS)
         for menu, item in (("Edit", "Clear Outputs of All Cells"), ("Run", "Run All Cells")):
             page.get_by_role("menuitem", name=menu, exact=True).click()
-            page.get_by_role("menuitem", name=item, exact=True).click()
+            page.get_by_text(item, exact=True).click()
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:  # saved again and again: what is not in view is not on the page
             page.keyboard.press("Control+s")
