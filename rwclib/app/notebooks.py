@@ -120,7 +120,7 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
     """
     values = values or {}
     check_names(sorted(values), parameters(path), path.name)
-    nbformat, papermill, nbconvert, nbclient = map(installed, ("nbformat", "papermill", "nbconvert", "nbclient"))
+    nbformat, papermill, nbclient = map(installed, ("nbformat", "papermill", "nbclient"))
     _check_kernel()
     output = Path(output).absolute()
     result, page = output / path.name, output / f"{path.stem}.html"
@@ -137,14 +137,14 @@ def execute(path: Path, output: Path, values: dict[str, object] | None = None) -
             # The kernel's own chatter (of its local connection, of being stopped); a cell's error comes as an exception.
             extra_arguments=["--log-level=CRITICAL"],
         )
-        page.write_text(_page(nbformat.read(result, as_version=4), nbconvert), encoding="utf-8")
+        page.write_text(html_page(nbformat.read(result, as_version=4)), encoding="utf-8")
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
             f"{path.name}: cell {error.exec_count} failed: {error.ename}: {error.evalue}; see {result}"
         ) from error
     except nbclient.exceptions.DeadKernelError as error:
         cells = [cell for cell in nbformat.read(result, as_version=4).cells if cell.cell_type == "code"]
-        number = sum(cell.execution_count is not None for cell in cells)
+        number = sum(cell.metadata.papermill.start_time is not None for cell in cells)
         raise NotebookError(f"{path.name}: the kernel died in cell {number}, perhaps for lack of memory") from error
     except OSError as error:
         raise NotebookError(
@@ -179,18 +179,30 @@ _POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'no
 _TABLES = "<style>.jp-OutputArea-output pre {white-space: pre !important; overflow-x: auto !important}</style>"
 
 
-def _page(notebook: Any, nbconvert: ModuleType) -> str:
+def html_page(notebook: Any, title: str = "", **options: object) -> str:
     """The notebook as HTML, with its figures' alternative texts, which nbconvert leaves out, tables that do not wrap, and formulas
-    and a policy that need no network: nbconvert's scripts come from elsewhere, and nothing on these pages needs them.
+    without nbconvert's scripts, which come from elsewhere; a policy forbids every other.
+
+    `options` are nbconvert's, as `exclude_input=True`.
     """
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"(`[^`]*`)|\$([^$\n]+)\$", lambda m: m[1] or mathml(m[2]), cell.source)
             cell.source = re.sub(r"!\[([^\]]*)\]\(https:[^)]*\)", r"\1", cell.source)  # a badge: its words
-    body, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
+    exporter = installed("nbconvert").HTMLExporter(**options)
+    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}} if title else None)
     outputs = [
         output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
     ]
     texts = iter(html.escape(output.metadata.get("image/png", {}).get("alt", "")) for output in outputs)
+    body = re.sub(r"(?s)<script\b.*?</script>", "", body)
     body = re.sub('alt="No description has been provided for this image"', lambda _: f'alt="{next(texts, "")}"', body)
     return body.replace("<head>", f"<head>{_POLICY}", 1).replace("</head>", f"{_TABLES}</head>", 1)
+
+
+def read(path: Path) -> Any:
+    """The notebook in a file; `NotebookError` if it is none."""
+    try:
+        return installed("nbformat").read(path, as_version=4)
+    except Exception as error:  # nbformat raises anything at a damaged file
+        raise NotebookError(f"{path.name} is not a readable notebook ({one_line(error)})") from error

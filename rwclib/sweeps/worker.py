@@ -42,9 +42,10 @@ def _train(config: RunConfig, results: Path, options: dict) -> bool:
     keep = options.pop("keep")
     if finished(results, config, keep):
         return False
-    note = progress_file(results, config)
+    note, epochs = progress_file(results, config), []
 
     def tell(values: dict) -> None:
+        epochs.append(values)
         part = note.with_suffix(".part")
         with contextlib.suppress(OSError):  # a full disk stops the run where it loses something
             note.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def _train(config: RunConfig, results: Path, options: dict) -> bool:
     finally:
         with contextlib.suppress(OSError):
             note.unlink(missing_ok=True)
-    return True
+    return bool(epochs) or not config.epochs  # else another process has finished it just now
 
 
 def progress_file(results: Path, config: RunConfig) -> Path:

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FIGURES = {"00_track_your_own_model": 1, "01_resnet18_blocks": 13}
-SECONDS = 1000  # in milliseconds
+SECONDS = 1000  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_run_all_in_jupyterlab_ends_without_an_error_and_shows_the_figures(name,
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.goto(f"{address}/{name}.ipynb", timeout=120 * SECONDS)
+        page.goto(f"{address}/{name}.ipynb?reset", timeout=120 * SECONDS)
         kernel = ".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator"
         page.wait_for_selector(f"{kernel}[data-status=idle]", timeout=240 * SECONDS)
         for menu, item in (("Edit", "Clear Outputs of All Cells"), ("Run", "Run All Cells")):
