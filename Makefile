@@ -32,8 +32,7 @@ test-long: setup  ## faults by the dozen and archived runs trained again; stores
 
 notebooks: setup  ## run the notebooks again and store their outputs and figures in the repository
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
-	$(BIN)/rwc claims --into README.md
-	$(BIN)/rwc claims --into docs/claims.md
+	$(BIN)/rwc claims --into README.md --into docs/claims.md
 
 bench: setup  ## measure on a quiet machine, store the tables and quote their ratios in docs/speed.md; `rwc bench gpu` on a GPU
 	$(BIN)/python benchmarks/tracker.py --json benchmarks/results/tracker.json

@@ -65,10 +65,8 @@ def bench(name: str, folder: Path) -> tuple[dict, str]:
     return json.loads(file.read_text()), done.stdout
 
 
-SLOW = {"gpu": [pytest.mark.long], "sweep": [pytest.mark.long]}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, [])) for name in ROWS])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ROWS)
 def test_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path) -> None:
     written, printed = bench(name, tmp_path)
     rows = written["rows"]
@@ -81,6 +79,7 @@ def test_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path)
     assert written["environment"] in printed
 
 
+@pytest.mark.long
 def test_the_plan_of_the_grid_gets_shorter_with_workers_and_wastes_more_of_them(tmp_path: Path) -> None:
     rows = bench("scheduling", tmp_path)[0]["rows"]
     assert [row["workers"] for row in rows] == [4**k for k in range(6)] * len(STUDIES)

@@ -60,9 +60,9 @@ def claims(
     results: Results = None,
     form: Annotated[str, typer.Option("--format", help="table, json or md.")] = "table",
     into: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="Put the md table between this file's <!-- claims --> marks, or the verdicts alone between <!-- tally --> marks."
+            help="Put it between this file's <!-- claims --> or <!-- tally --> (verdicts alone) marks; repeat for more."
         ),
     ] = None,
 ) -> None:
@@ -81,16 +81,18 @@ def claims(
         raise ConfigError(f"unknown format {form!r}; known: table, json, md")
     folder = archive.existing(results)
     table = pd.concat([studies.get(name).scorecard(folder, profile) for name in study or STUDIES])
-    if into:
-        text = into.read_text()
+    for file in into or []:
+        text = file.read_text()
         mark = "claims" if "<!-- claims -->" in text else "tally"
         before, marks, rest = text.partition(f"<!-- {mark} -->")
         _, end, after = rest.partition(f"<!-- /{mark} -->")
         content = scorecards.to_markdown(table) if mark == "claims" else scorecards.tally_to_markdown(table)
         if not marks or not end:
-            raise ConfigError(f"{into} has no place for the table; mark it with <!-- claims --> and <!-- /claims -->")
-        archive.write_atomically(into, f"{before}{marks}\n{content}\n{end}{after}".encode())
-    elif form == "json":
+            raise ConfigError(f"{file} has no place for the table; mark it with <!-- claims --> and <!-- /claims -->")
+        archive.write_atomically(file, f"{before}{marks}\n{content}\n{end}{after}".encode())
+    if into:
+        return
+    if form == "json":
         print(table.to_json(orient="records", indent=1))
     else:
         print(scorecards.to_markdown(table) if form == "md" else scorecards.to_text(table))

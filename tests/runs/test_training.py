@@ -309,6 +309,7 @@ def test_a_damaged_checkpoint_is_named_and_moved_aside(config, tmp_path):
     assert training.run(config, results=tmp_path).is_dir()
 
 
+@pytest.mark.long
 def test_full_width_training_on_real_images_falls_and_tracks_what_the_weights_say(tmp_path):
     """Full-width ResNet-18, real images: the loss falls, and RWC is that of weights saved before and after."""
     images = data.load("cifar10" if data.path("cifar10").exists() else "fashion_mnist_sample").subset(96, None)

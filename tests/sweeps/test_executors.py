@@ -135,6 +135,7 @@ def test_a_killed_dask_worker_costs_no_run(configs, expected, tmp_path):
     check(results, configs, expected, {name})
 
 
+@pytest.mark.long
 def test_a_dask_cluster_of_its_own_starts_a_killed_worker_anew(configs, expected, tmp_path):
     """Its only worker is killed in the middle of a job of two runs, which another worker begins again."""
     arguments = [

@@ -182,6 +182,7 @@ def test_a_time_budget_ends_worker_processes_in_the_middle_of_an_epoch(config, t
     assert tables(archive.run_dir(tmp_path / "parts", long)) == tables(archive.run_dir(tmp_path / "whole", long))
 
 
+@pytest.mark.long
 def test_a_batch_that_outlasts_the_time_budget_is_cut_off(config, tmp_path):
     endless = replace(config, width=160, batch_size=200)  # more than a minute for its first batch
     began = time.time()
