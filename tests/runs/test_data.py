@@ -11,7 +11,6 @@ import pickle
 import struct
 import tarfile
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,13 +54,13 @@ def test_crop_flip_and_normalisation_equal_torchvision(normalize):
     batches = Batches(x, y, crop_padding=4, **{**SETTINGS, "normalize": normalize})
     top, left = torch.tensor([0, 8, 4, 0, 8, 3, 5, 1, 2, 6, 7, 4]), torch.tensor([0, 8, 4, 8, 0, 6, 1, 2, 7, 5, 4, 3])
     flip, rows = torch.arange(12) % 3 == 0, torch.arange(11, -1, -1)
-    found = batches.batch(rows, top, left, flip)
+    read = batches.batch(rows, top, left, flip)
     for i, row in enumerate(rows.tolist()):
         image = tv.crop(tv.pad(torch.from_numpy(x[row]).permute(2, 0, 1), 4), top[i].item(), left[i].item(), 32, 32)
         image = tv.to_dtype(tv.horizontal_flip(image) if flip[i] else image, torch.float32, scale=True)
         if normalize == "imagenet":
             image = tv.normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        assert (found[i] - image).abs().max() < 1e-6
+        assert (read[i] - image).abs().max() < 1e-6
 
 
 def test_batches_are_float32_in_channels_last_format():
@@ -91,22 +90,19 @@ def test_resizing_more_images_than_one_part_holds_keeps_them_in_order():
     assert torch.equal(whole[4094:], data.resize(x[4094:], 9))
 
 
-def test_images_of_the_right_size_are_left_as_they_are():
-    x = torch.from_numpy(images(3)[0])
-    assert torch.equal(data.resize(x, 32), x)
-
-
 def test_batches_resize_to_the_size_asked_for():
     x, y = images(4, size=28, channels=1)
-    found, _ = next(Batches(x, y, **SETTINGS).in_order(4))
+    read, _ = next(Batches(x, y, **SETTINGS).in_order(4))
     resized = data.resize(torch.from_numpy(x), 32).permute(0, 3, 1, 2)
-    assert torch.equal((found * 255).round().to(torch.uint8), resized)
+    assert torch.equal((read * 255).round().to(torch.uint8), resized)
 
 
 def test_batches_in_order_are_not_augmented_even_where_crops_are_set():
     x, y = images(10)
-    parts = list(Batches(x, y, crop_padding=4, **SETTINGS).in_order(4))
-    assert [len(labels) for _, labels in parts] == [4, 4, 2]
+    batches = Batches(x, y, crop_padding=4, **SETTINGS)
+    parts = list(batches.in_order(4))
+    for each in parts, list(batches.epoch(batches.plan(*generators(), flip=False, shuffle=True), 4)):
+        assert [(len(pixels), len(labels)) for pixels, labels in each] == [(4, 4), (4, 4), (2, 2)]
     pixels = torch.cat([part for part, _ in parts]).permute(0, 2, 3, 1)
     assert np.abs(pixels.numpy() - x / 255).max() < 1e-6
     assert torch.cat([labels for _, labels in parts]).tolist() == y.tolist()
@@ -128,12 +124,6 @@ def test_an_epoch_shows_every_image_once_with_its_own_label():
         seen += labels.tolist()
     assert sorted(seen) == list(range(n))
     assert seen != sorted(seen)
-
-
-def test_the_ragged_last_batch_is_kept():
-    batches = Batches(*images(10), **SETTINGS)
-    parts = list(batches.epoch(batches.plan(*generators(), flip=False, shuffle=True), 4))
-    assert [(len(x), len(y)) for x, y in parts] == [(4, 4), (4, 4), (2, 2)]
 
 
 def test_an_epoch_is_the_augmentation_that_its_plan_says():
@@ -167,27 +157,14 @@ def test_the_same_generators_give_the_same_plan_and_their_next_epoch_another():
     assert not any(torch.equal(getattr(first, n), getattr(second, n)) for n in ("order", "top", "left", "flip"))
 
 
-def test_without_shuffling_the_order_is_kept():
-    assert plan(50, shuffle=False).order.tolist() == list(range(50))
-
-
-def test_without_flips_nothing_is_flipped():
-    assert not plan(50, flip=False).flip.any()
-
-
-def test_without_padding_every_crop_is_the_whole_image():
-    chosen = plan(50, padding=0)
-    assert not chosen.top.any()
-    assert not chosen.left.any()
-
-
-def test_a_plan_leaves_the_global_generator_untouched():
+def test_a_plan_is_as_asked_for_and_leaves_other_choices_and_the_global_generator_as_they_were():
     before = torch.get_rng_state()
-    plan(50)
+    assert plan(50, shuffle=False).order.tolist() == list(range(50))
+    assert not plan(50, flip=False).flip.any()
+    whole = plan(50, padding=0)
+    assert not whole.top.any()
+    assert not whole.left.any()
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_switching_one_augmentation_off_leaves_the_other_choices_as_they_were():
     full, bare = plan(50), plan(50, flip=False, shuffle=False)
     assert torch.equal(full.top, bare.top)
     assert torch.equal(full.left, bare.left)
@@ -200,46 +177,36 @@ def test_switching_one_augmentation_off_leaves_the_other_choices_as_they_were():
 @pytest.fixture
 def stored(tmp_path) -> dict[str, np.ndarray]:
     """A small grey set, stored as `mnist.npz`."""
-    found = arrays(size=28, channels=1)
-    np.savez(tmp_path / "mnist.npz", **found, source="a source", note="a note")
-    return found
+    kept = arrays(size=28, channels=1)
+    np.savez(tmp_path / "mnist.npz", **kept, source="a source", note="a note")
+    return kept
 
 
 def test_a_stored_set_is_read_as_it_was_written(tmp_path, stored):
-    found = data.load("mnist", tmp_path)
-    assert all(np.array_equal(getattr(found, name), array) for name, array in stored.items())
-    assert found.x_train.dtype == np.uint8
-    assert found.y_train.dtype == found.y_test.dtype == np.int64
-    assert (found.name, found.source, found.note) == ("mnist", "a source", "a note")
+    read = data.load("mnist", tmp_path)
+    assert all(np.array_equal(getattr(read, name), array) for name, array in stored.items())
+    assert read.x_train.dtype == np.uint8
+    assert read.y_train.dtype == read.y_test.dtype == np.int64
+    assert (read.name, read.source, read.note) == ("mnist", "a source", "a note")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64])
 def test_labels_of_any_integer_type_are_read_as_int64(tmp_path, dtype):
     kept = arrays(size=28, channels=1)
     np.savez_compressed(tmp_path / "mnist.npz", **{k: v.astype(dtype) if k[0] == "y" else v for k, v in kept.items()})
-    found = data.load("mnist", tmp_path)
-    assert found.y_train.dtype == np.int64
-    assert np.array_equal(found.y_train, kept["y_train"])
-    assert (found.source, found.note) == ("unknown", "unknown")
+    read = data.load("mnist", tmp_path)
+    assert read.y_train.dtype == np.int64
+    assert np.array_equal(read.y_train, kept["y_train"])
+    assert (read.source, read.note) == ("unknown", "unknown")
 
 
-def test_the_data_folder_is_the_one_given_or_that_of_the_environment_or_the_cache(tmp_path, monkeypatch):
+def test_the_data_folder_is_the_one_given_or_that_of_the_environment_or_the_cache(tmp_path, stored, monkeypatch):
     monkeypatch.setenv("RWC_DATA_DIR", str(tmp_path))
     assert data.folder("given") == Path("given")
     assert data.folder() == tmp_path
+    assert np.array_equal(data.load("mnist", download=False).x_test, stored["x_test"])
     monkeypatch.delenv("RWC_DATA_DIR")
     assert data.folder().parts[-2:] == ("rwclib", "data")
-
-
-def test_sets_are_found_through_the_environment(tmp_path, stored, monkeypatch):
-    monkeypatch.setenv("RWC_DATA_DIR", str(tmp_path))
-    assert np.array_equal(data.load("mnist", download=False).x_test, stored["x_test"])
-
-
-def without(key: str) -> dict[str, np.ndarray]:
-    found = arrays(size=28, channels=1)
-    del found[key]
-    return found
 
 
 def but(**changes: np.ndarray) -> dict[str, np.ndarray]:
@@ -248,47 +215,30 @@ def but(**changes: np.ndarray) -> dict[str, np.ndarray]:
 
 GOOD = arrays(size=28, channels=1)
 BAD_ARRAYS = {
-    "missing x_train": without("x_train"),
-    "missing y_test": without("y_test"),
+    "missing x_train": {key: array for key, array in GOOD.items() if key != "x_train"},
     "float pixels": but(x_train=GOOD["x_train"].astype(np.float32)),
-    "int64 pixels": but(x_test=GOOD["x_test"].astype(np.int64)),
     "float labels": but(y_train=GOOD["y_train"].astype(np.float64)),
-    "text labels": but(y_train=GOOD["y_train"].astype(str)),
     "pixels without channels": but(x_train=GOOD["x_train"][..., 0]),
-    "flattened pixels": but(x_train=GOOD["x_train"].reshape(20, -1)),
-    "channels first": but(x_train=GOOD["x_train"].transpose(0, 3, 1, 2)),
     "colour": arrays(size=28, channels=3),
     "not square": but(x_train=GOOD["x_train"][:, :20]),
     "label too large": but(y_train=np.append(GOOD["y_train"][1:], 10)),
     "label below 0": but(y_test=np.append(GOOD["y_test"][1:], -1)),
     "fewer labels than images": but(y_train=GOOD["y_train"][1:]),
-    "more labels than images": but(y_test=np.zeros(9, np.int64)),
     "labels as a column": but(y_train=GOOD["y_train"][:, None]),
     "no images": but(x_test=GOOD["x_test"][:0], y_test=GOOD["y_test"][:0]),
-    "object labels": but(y_train=GOOD["y_train"].astype(object)),
     "object source": but(source=np.array([None])),
 }
 
 
-def written(kind: str, file: Path) -> None:
-    """A damaged file of this kind."""
-    np.savez_compressed(file, **GOOD)
-    whole = file.read_bytes()
-    if kind == "truncated":
-        file.write_bytes(whole[: len(whole) // 2])
-    elif kind == "cut by a few bytes":
-        file.write_bytes(whole[:-10])
-    elif kind == "bytes overwritten":
-        file.write_bytes(whole[:500] + b"\xff" * 200 + whole[700:])
-    elif kind == "not a zip":
-        file.write_bytes(b"<html>404 not found</html>\n" * 50)
-    elif kind == "a pickle":
-        file.write_bytes(pickle.dumps(GOOD))
-    elif kind == "a bare array":
-        with open(file, "wb") as handle:
-            np.save(handle, GOOD["x_train"])
-    elif kind == "empty":
-        file.write_bytes(b"")
+def damaged(kind: str, content: bytes) -> bytes:
+    """A file's content, damaged in this way."""
+    return {
+        "truncated": content[: len(content) // 2],
+        "bytes overwritten": content[:500] + b"\xff" * 200 + content[700:],
+        "not a zip": b"<html>404 not read</html>\n" * 50,
+        "a pickle": pickle.dumps(GOOD),
+        "empty": b"",
+    }[kind]
 
 
 def assert_refused(folder: Path) -> None:
@@ -312,40 +262,23 @@ def test_a_file_with_wrong_arrays_is_an_error_that_names_it_and_leaves_it_alone(
     assert_refused(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["truncated", "cut by a few bytes", "bytes overwritten", "not a zip", "a pickle", "a bare array", "empty"],
-)
-def test_a_damaged_file_is_an_error_that_names_it_and_leaves_it_alone(tmp_path, kind):
-    written(kind, tmp_path / "mnist.npz")
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("kind", ["truncated", "bytes overwritten", "not a zip", "a pickle", "empty"])
+def test_a_damaged_file_is_an_error_that_names_it_and_leaves_it_alone(tmp_path, kind, save):
+    file = tmp_path / "mnist.npz"
+    save(file, **GOOD)
+    file.write_bytes(damaged(kind, file.read_bytes()))
     assert_refused(tmp_path)
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_file_damaged_inside_any_compression_is_an_error(tmp_path, method):
-    with zipfile.ZipFile(tmp_path / "mnist.npz", "w", method) as file:
-        for name, array in GOOD.items():
-            with file.open(f"{name}.npy", "w") as member:
-                np.save(member, array)
-    whole = (tmp_path / "mnist.npz").read_bytes()
-    for start in (200, 2000):
-        (tmp_path / "mnist.npz").write_bytes(whole[:start] + b"\xff" * 50 + whole[start + 50 :])
-        assert_refused(tmp_path)
+    with pytest.raises(DataError) as error:
+        data.load("mnist", tmp_path)
+    assert "allow_pickle" not in str(error.value)
 
 
 def test_source_and_note_are_one_line(tmp_path):
     np.savez(tmp_path / "mnist.npz", **GOOD, source="two\nlines", note=np.array(["a", "b\n"]))
-    found = data.load("mnist", tmp_path)
-    assert found.source == "two lines"
-    assert "\n" not in found.note
-
-
-@pytest.mark.parametrize("kind", ["not a zip", "a pickle"])
-def test_the_error_for_a_damaged_file_does_not_recommend_unpickling_it(tmp_path, kind):
-    written(kind, tmp_path / "mnist.npz")
-    with pytest.raises(DataError) as error:
-        data.load("mnist", tmp_path)
-    assert "allow_pickle" not in str(error.value)
+    read = data.load("mnist", tmp_path)
+    assert read.source == "two lines"
+    assert "\n" not in read.note
 
 
 def test_objects_in_a_file_are_never_unpickled(tmp_path):
@@ -374,11 +307,6 @@ def test_a_missing_set_is_an_error_that_names_folder_file_and_command(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_set_is_never_replaced_by_the_bundled_sample(tmp_path):
-    with pytest.raises(DataError):
-        data.load("fashion_mnist", tmp_path, download=False)
-
-
 # Subsets and the bundled sample
 
 
@@ -387,20 +315,14 @@ def sample() -> data.ImageSet:
     return data.load(data.SAMPLE)
 
 
-def test_the_bundled_sample_is_class_balanced(sample):
+def test_the_bundled_sample_is_small_and_class_balanced_and_never_changes(sample):
     assert sample.x_train.shape == (6000, 28, 28, 1)
     assert sample.x_test.shape == (1000, 28, 28, 1)
     assert np.bincount(sample.y_train).tolist() == [600] * 10
     assert np.bincount(sample.y_test).tolist() == [100] * 10
-
-
-def test_the_bundled_sample_is_under_4_mb_and_says_what_it_is(sample):
     assert data.path(data.SAMPLE).stat().st_size < 4_000_000
     assert "Fashion-MNIST" in sample.source
     assert "sample" in sample.note
-
-
-def test_the_digest_of_the_bundled_sample_never_changes(sample):
     assert sample.digest() == "4732bcacb0b8"
 
 
@@ -419,9 +341,9 @@ def test_every_image_of_the_bundled_sample_is_in_the_full_set_with_its_label(sam
     for split in ("train", "test"):
         there, here = ((getattr(s, f"x_{split}"), getattr(s, f"y_{split}")) for s in (full, sample))
         known = {(image.tobytes(), label) for image, label in zip(there[0], there[1].tolist(), strict=True)}
-        found = {(image.tobytes(), label) for image, label in zip(here[0], here[1].tolist(), strict=True)}
-        assert found <= known
-        assert len(found) > 0.99 * len(here[0])
+        read = {(image.tobytes(), label) for image, label in zip(here[0], here[1].tolist(), strict=True)}
+        assert read <= known
+        assert len(read) > 0.99 * len(here[0])
 
 
 def test_the_digest_sees_every_pixel_and_label(sample):
@@ -445,11 +367,11 @@ def test_a_subset_has_the_sizes_asked_for_and_is_always_the_same(sample):
 def test_a_subset_is_of_different_images_with_their_own_labels():
     n = 200
     x = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 8, 8, 1))
-    found = data.ImageSet("own", x, np.arange(n), x, np.arange(n), "", "").subset(50, None)
-    assert len(set(found.y_train)) == 50
-    assert found.x_train[:, 0, 0, 0].tolist() == found.y_train.tolist()
-    assert found.y_train.max() > 100  # drawn from all, not the first ones
-    assert len(found.y_test) == n
+    read = data.ImageSet("own", x, np.arange(n), x, np.arange(n), "", "").subset(50, None)
+    assert len(set(read.y_train)) == 50
+    assert read.x_train[:, 0, 0, 0].tolist() == read.y_train.tolist()
+    assert read.y_train.max() > 100  # drawn from all, not the first ones
+    assert len(read.y_test) == n
 
 
 def test_a_subset_of_everything_is_the_set_itself(sample):
@@ -479,15 +401,15 @@ def svhn_files(tmp_path) -> dict[str, dict[str, np.ndarray]]:
     """SVHN's two files as their server has them, small, in the folder they are downloaded to."""
     from scipy.io import savemat
 
-    raw, found = tmp_path / ".svhn.download", {}
+    raw, read = tmp_path / ".svhn.download", {}
     raw.mkdir()
     for seed, (split, n) in enumerate({"train": 30, "test": 12}.items()):
         x, y = images(n, seed=seed)
         y[:2] = 0, 9
         stored = np.where(y == 0, 10, y).astype(np.uint8)[:, None]  # SVHN's digit 0 has the label 10
         savemat(raw / f"{split}_32x32.mat", {"X": x.transpose(1, 2, 3, 0), "y": stored})
-        found |= {f"x_{split}": x, f"y_{split}": y}
-    return found
+        read |= {f"x_{split}": x, f"y_{split}": y}
+    return read
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -519,11 +441,11 @@ NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
 def test_svhn_is_converted_with_pixels_labels_and_order_kept(tmp_path, svhn_files, monkeypatch):
     expect_svhn(monkeypatch, tmp_path / ".svhn.download", NOWHERE)
-    found = data.fetch("svhn", tmp_path)
-    assert all(np.array_equal(getattr(found, name), array) for name, array in svhn_files.items())
-    assert found.source == "torchvision.datasets.SVHN"
+    read = data.fetch("svhn", tmp_path)
+    assert all(np.array_equal(getattr(read, name), array) for name, array in svhn_files.items())
+    assert read.source == "torchvision.datasets.SVHN"
     assert [path.name for path in tmp_path.iterdir()] == ["svhn.npz"]
-    assert data.load("svhn", tmp_path, download=False).digest() == found.digest()
+    assert data.load("svhn", tmp_path, download=False).digest() == read.digest()
 
 
 def test_svhn_is_downloaded_when_it_is_asked_for_and_not_there(tmp_path, svhn_files, server, monkeypatch):
@@ -531,8 +453,8 @@ def test_svhn_is_downloaded_when_it_is_asked_for_and_not_there(tmp_path, svhn_fi
     expect_svhn(monkeypatch, tmp_path / ".svhn.download", address)
     for file in (tmp_path / ".svhn.download").iterdir():
         file.rename(folder / file.name)
-    found = data.load("svhn", tmp_path)
-    assert all(np.array_equal(getattr(found, name), array) for name, array in svhn_files.items())
+    read = data.load("svhn", tmp_path)
+    assert all(np.array_equal(getattr(read, name), array) for name, array in svhn_files.items())
 
 
 @pytest.mark.usefixtures("svhn_files")
@@ -548,16 +470,6 @@ def test_a_download_with_a_wrong_digest_is_an_error_and_makes_no_set(tmp_path, s
         data.fetch("svhn", tmp_path)
     assert str(tmp_path / "svhn.npz") in str(error.value)
     assert "rwc data fetch svhn" in str(error.value)
-    assert visible(tmp_path) == []
-
-
-@pytest.mark.usefixtures("svhn_files")
-def test_a_file_already_there_with_a_wrong_digest_is_not_used(tmp_path, monkeypatch):
-    expect_svhn(monkeypatch, tmp_path / ".svhn.download", NOWHERE)
-    with open(tmp_path / ".svhn.download" / "train_32x32.mat", "ab") as file:
-        file.write(b"more")
-    with pytest.raises(DataError, match="svhn could not be fetched"):
-        data.fetch("svhn", tmp_path)
     assert visible(tmp_path) == []
 
 
@@ -617,8 +529,8 @@ def test_idx_files_are_converted_with_pixels_labels_and_order_kept(tmp_path, mon
             (raw / f"{file}.gz").write_bytes(gzip.compress(header + array.tobytes()))
             digests.append((f"{file}.gz", md5(raw / f"{file}.gz")))
     monkeypatch.setattr(getattr(datasets, title), "resources", digests)
-    found = data.fetch(name, tmp_path)
-    assert all(np.array_equal(getattr(found, key), array) for key, array in kept.items())
+    read = data.fetch(name, tmp_path)
+    assert all(np.array_equal(getattr(read, key), array) for key, array in kept.items())
     assert visible(tmp_path) == [f"{name}.npz"]
 
 
@@ -653,28 +565,21 @@ def test_cifar_files_are_converted_with_pixels_labels_and_order_kept(tmp_path, m
         file.unlink()
     monkeypatch.setattr(known, "tgz_md5", md5(raw / known.filename))
 
-    found = data.fetch(name, tmp_path)
-    assert all(np.array_equal(getattr(found, key), array) for key, array in kept.items())
+    read = data.fetch(name, tmp_path)
+    assert all(np.array_equal(getattr(read, key), array) for key, array in kept.items())
     assert visible(tmp_path) == [f"{name}.npz"]
 
 
 def test_mnist_and_its_like_come_from_mirrors_with_tls(tmp_path, monkeypatch):
     asked = []
 
-    def no_network(request, *_, **__):
-        asked.append(request.full_url)
+    def no_network(url, **_):
+        asked.append(url)
         raise OSError("network is unreachable")
 
-    monkeypatch.setattr(
-        "torchvision.datasets.mnist.download_and_extract_archive", lambda url, **_: no_network(Asked(url))
-    )
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
     for name in ("mnist", "fashion_mnist"):
         with pytest.raises(DataError, match="could not be fetched"):
             data.fetch(name, tmp_path / name)
     assert len(asked) == 2
     assert all(url.startswith("https://") for url in asked)
-
-
-class Asked:
-    def __init__(self, url: str) -> None:
-        self.full_url = url
