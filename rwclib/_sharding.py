@@ -100,7 +100,7 @@ def all_reduce(tensors: Sequence[Tensor], parts: Sequence[tuple[Tensor, Tensor]]
         if is_sharded(tensor):
             dims = tuple(d for d, placement in enumerate(tensor.placements) if not placement.is_replicate())
             groups.setdefault((tensor.device_mesh, *dims), []).append(i)
-    found = list(parts)
+    reduced = list(parts)
     for (mesh, *dims), members in groups.items():
         vectors = [vector for i in members for vector in parts[i]]
         total = torch.cat(vectors).to(mesh.device_type, torch.float64)
@@ -108,5 +108,5 @@ def all_reduce(tensors: Sequence[Tensor], parts: Sequence[tuple[Tensor, Tensor]]
             dist.all_reduce(total, group=mesh.get_group(dim))
         summed = iter(total.split([len(vector) for vector in vectors]))
         for i in members:
-            found[i] = next(summed), next(summed)
-    return found
+            reduced[i] = next(summed), next(summed)
+    return reduced

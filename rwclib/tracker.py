@@ -32,10 +32,10 @@ def weight_tensors(model: nn.Module, layers: LayerFilter = None) -> dict[str, nn
     Raises:
         ConfigError: nothing is left.
     """
-    found: dict[str, nn.Parameter] = {}
+    chosen: dict[str, nn.Parameter] = {}
     for full_name, parameter in model.named_parameters():
         name = ".".join(part for part in full_name.split(".") if part not in _WRAPPERS)
-        name = full_name if name in found else name  # a model may have a submodule of its own called `module`
+        name = full_name if name in chosen else name  # a model may have a submodule of its own called `module`
         if layers is None:
             wanted = parameter.dim() > 1
         elif isinstance(layers, str):
@@ -43,11 +43,11 @@ def weight_tensors(model: nn.Module, layers: LayerFilter = None) -> dict[str, nn
         else:
             wanted = layers(name, parameter)
         if wanted and parameter.numel():
-            found[name] = parameter
-    if not found:
+            chosen[name] = parameter
+    if not chosen:
         rule = f" that match {layers!r}" if isinstance(layers, str) else ""
         raise ConfigError(f"the model has no weight tensors with more than one dimension{rule}")
-    return found
+    return chosen
 
 
 class RWCTracker:

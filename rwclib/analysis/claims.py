@@ -49,7 +49,7 @@ class Comparison:
     """The claim that a weighted sum of cells (`terms`) lies between `low` and `high`, of a `ratio` on the logarithmic scale.
 
     Attributes:
-        unit: `ratio` (of logarithms), `difference`, `value`, `points` or `spread` (the standard deviation of a cell's values).
+        unit: `ratio` (of bounds), `difference`, `value`, `points` or `spread` (the standard deviation of a cell's values).
         margin: below which a difference counts as none; None where the claim is about a level. `similar`: that there is none.
         less: terms of a second sum; the effect is then |first| - |second|, and its interval the delta method's.
         exact: of values that are counted in full: no interval.
@@ -196,15 +196,15 @@ def interval(
     for sign, terms in ((signs[0], part.terms), (-signs[1], part.less)):
         for weight, cell in terms:
             present, table = ~np.isnan(values[cell]), tables[cell.table]
-            of = weights.setdefault(cell.table, np.zeros(table.shape))
-            of[:, table.columns.get_loc(cell.group)] += sign * weight * present / present.sum()
+            of_values = weights.setdefault(cell.table, np.zeros(table.shape))
+            of_values[:, table.columns.get_loc(cell.group)] += sign * weight * present / present.sum()
     variances: dict[tuple, float] = {}  # by mean square
     used = {key: spreads.get(key[:2]) for key in weights}
     if None in used.values():
         return Interval(effect, np.nan, np.nan, seeds)
-    for key, of in weights.items():
-        whole = np.square(of.sum(1)).sum() / of.shape[1]
-        alone = max(np.square(of).sum() - whole, 0.0)
+    for key, of_values in weights.items():
+        whole = np.square(of_values.sum(1)).sum() / of_values.shape[1]
+        alone = max(np.square(of_values).sum() - whole, 0.0)
         for (size, df), share in zip(used[key].squares, (alone, whole), strict=True):
             variances[size, df, key[0]] = variances.get((size, df, key[0]), 0.0) + size * share
     total = float(sum(variances.values()))
@@ -213,27 +213,29 @@ def interval(
     return Interval(effect, total**0.5, total**2 / lost if lost else INFINITY, seeds, names)
 
 
-def verdict(part: Comparison, found: Interval | None, comparisons: int = 1) -> tuple[str, float]:
+def verdict(part: Comparison, estimate: Interval | None, comparisons: int = 1) -> tuple[str, float]:
     """The verdict of a comparison, one of so many of its claim, and by how much: the distance to the edge that decides it."""
-    if found is None:
+    if estimate is None:
         return "not run", np.nan
-    low, high = found.bounds(0.9)
+    low, high = estimate.bounds(0.9)
     inside = -INFINITY if part.margin is None else min(low + part.margin, part.margin - high)
     if inside > 0:
         return "holds" if part.similar else "equal", inside
-    low, high = found.bounds(0.95)
+    low, high = estimate.bounds(0.95)
     inside = min(low - part.low, part.high - high)
     if inside >= 0 and not part.similar:
         return "holds", inside
-    low, high = found.bounds(1 - 0.05 / comparisons)
+    low, high = estimate.bounds(1 - 0.05 / comparisons)
     outside = max(part.low - high, low - part.high)
-    return ("fails", outside) if outside > 0 else ("unclear", min(found.effect - part.low, part.high - found.effect))
+    return (
+        ("fails", outside) if outside > 0 else ("unclear", min(estimate.effect - part.low, part.high - estimate.effect))
+    )
 
 
 def of_all(verdicts: Iterable[str]) -> str:
     """The verdict of a claim from those of its comparisons."""
-    found = {"fails" if each == "equal" else each for each in verdicts}
-    return next((each for each in ("fails", "not run", "unclear") if each in found), "holds")
+    counted = {"fails" if each == "equal" else each for each in verdicts}
+    return next((each for each in ("fails", "not run", "unclear") if each in counted), "holds")
 
 
 def details(
@@ -249,13 +251,13 @@ def details(
         tables.setdefault((profile, definition), {})[tuple(key)] = wide
     spreads: dict[tuple, dict] = {}  # of the nearest profile, from the smallest on
     for definition in {name for claim in claims for name in claim.definitions}:
-        found: dict[tuple, Spread | None] = {}
+        nearest: dict[tuple, Spread | None] = {}
         for profile in profiles:
             here = tables.get((profile, definition), {})
             for family in {key[:2] for key in here}:
-                of = known or spread((table for key, table in here.items() if key[:2] == family), profile)
-                found = found | {family: of or found.get(family)}
-            spreads[profile, definition] = found
+                pooled = known or spread((table for key, table in here.items() if key[:2] == family), profile)
+                nearest = nearest | {family: pooled or nearest.get(family)}
+            spreads[profile, definition] = nearest
     rows = []
     for claim in claims:
         parts = [*claim.comparisons, claim.mean] if claim.in_general else claim.comparisons
@@ -265,8 +267,8 @@ def details(
                 able = claim.profile in (None, key[0])
                 each = interval(part, tables.get(key, {}), spreads[key]) if able else None
                 word, margin = verdict(part, each, 1 if alone else len(claim.comparisons))
-                shown = (each.effect, *each.bounds()) if each else (np.nan,) * 3
-                effect, low, high = np.exp(shown) if part.unit == "ratio" else shown
+                bounds = (each.effect, *each.bounds()) if each else (np.nan,) * 3
+                effect, low, high = np.exp(bounds) if part.unit == "ratio" else bounds
                 row = (each.seeds, each.spread) if each else (0, "")
                 rows.append((
                     claim.id, key[1], key[0], part.label, word, effect, low, high, part.unit, *row, margin, alone or not claim.in_general,
@@ -282,16 +284,21 @@ def verdicts(parts: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (claim, definition), both in parts.groupby(["claim", "definition"], sort=False):
-        judged = []
-        for profile, of in both.groupby("profile", sort=False):
-            deciding, cells = of[of["decides"]], of[~of["decides"]]
+        by_profile = []
+        for profile, comparisons in both.groupby("profile", sort=False):
+            deciding, cells = comparisons[comparisons["decides"]], comparisons[~comparisons["decides"]]
             word = of_all(deciding["verdict"])
             alike = deciding[[of_all([each]) == word for each in deciding["verdict"]]]
             closest = alike.iloc[0 if word == "not run" else int(alike["margin"].fillna(INFINITY).argmin())]
-            counts = (cells if len(cells) else of)["verdict"].value_counts().reindex(COUNTED, fill_value=0).to_dict()
-            judged.append(
+            counts = (
+                (cells if len(cells) else comparisons)["verdict"]
+                .value_counts()
+                .reindex(COUNTED, fill_value=0)
+                .to_dict()
+            )
+            by_profile.append(
                 {"claim": claim, "definition": definition, "profile": profile, "verdict": word, **counts, "closest": closest["comparison"]}
                 | closest[["effect", "low", "high", "unit", "seeds", "spread"]].to_dict()
             )  # fmt: skip
-        rows += [row for row in judged[::-1] if row["verdict"] != "not run"] or [judged[-1] | {"profile": "-"}]
+        rows += [row for row in by_profile[::-1] if row["verdict"] != "not run"] or [by_profile[-1] | {"profile": "-"}]
     return pd.DataFrame(rows)

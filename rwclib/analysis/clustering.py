@@ -110,8 +110,8 @@ def cluster(rwc: np.ndarray, k: int, seed: int = 0, n_init: int = 10) -> Cluster
     array = _checked(rwc)
     _check_k(array, k)
     weights = np.linspace(1, 1 + 1e-6, len(array))
-    found = KMeans(k, n_init=n_init, max_iter=300, random_state=seed).fit(array, sample_weight=weights)
-    return partition(array, found.labels_)
+    fitted = KMeans(k, n_init=n_init, max_iter=300, random_state=seed).fit(array, sample_weight=weights)
+    return partition(array, fitted.labels_)
 
 
 def least(rwc: np.ndarray, most: int = 17) -> dict[int, Clusters]:
@@ -128,16 +128,19 @@ def least(rwc: np.ndarray, most: int = 17) -> dict[int, Clusters]:
     centred = array - array.mean(0)
     gram = centred @ centred.T
     tree = cut_tree(ward(array)) if distinct > 1 else None
-    found, top = {1: partition(array, [0] * len(array))}, min(most + 1, distinct)
+    partitions, top = {1: partition(array, [0] * len(array))}, min(most + 1, distinct)
     for k in [*range(2, top + 1), *range(top - 1, 1, -1)]:
-        if k in found:  # on the way back
-            above = found[k + 1].labels
+        if k in partitions:  # on the way back
+            above = partitions[k + 1].labels
             merged = [np.where(above == a, b, np.where(above == k, a, above)) for a in range(k + 1) for b in range(a)]
-            starts = [found[k].labels, *merged]
+            starts = [partitions[k].labels, *merged]
         else:
-            starts = [tree[:, -k], *(np.where(np.arange(len(array)) == i, k - 1, found[k - 1].labels) for i in layers)]
-        found[k] = partition(array, _descend(gram, np.stack(starts), k))
-    return {k: found[k] for k in range(1, min(most, distinct) + 1)}
+            starts = [
+                tree[:, -k],
+                *(np.where(np.arange(len(array)) == i, k - 1, partitions[k - 1].labels) for i in layers),
+            ]
+        partitions[k] = partition(array, _descend(gram, np.stack(starts), k))
+    return {k: partitions[k] for k in range(1, min(most, distinct) + 1)}
 
 
 def _descend(gram: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -177,9 +180,9 @@ def partition(rwc: np.ndarray, labels: Iterable) -> Clusters:
 
 def is_fixed_point(rwc: np.ndarray, labels: Iterable) -> bool:
     """Whether k-means would leave this partition as it is: every layer lies nearest to its own cluster's centroid."""
-    array, found = _checked(rwc), partition(rwc, labels)
-    distances = ((array[:, None] - found.centroids) ** 2).sum(-1)
-    return bool((distances[np.arange(len(array)), found.labels] <= distances.min(1)).all())
+    array, clusters = _checked(rwc), partition(rwc, labels)
+    distances = ((array[:, None] - clusters.centroids) ** 2).sum(-1)
+    return bool((distances[np.arange(len(array)), clusters.labels] <= distances.min(1)).all())
 
 
 def project(rwc: np.ndarray) -> np.ndarray:
@@ -189,8 +192,8 @@ def project(rwc: np.ndarray) -> np.ndarray:
     array = _checked(rwc)
     count = min(2, *array.shape)
     with np.errstate(invalid="ignore"):  # of equal layers, whose variance is 0
-        found = PCA(count, svd_solver="full").fit_transform(array) if len(array) > 1 else np.zeros((1, count))
-    return np.pad(found, ((0, 0), (0, 2 - count)))
+        components = PCA(count, svd_solver="full").fit_transform(array) if len(array) > 1 else np.zeros((1, count))
+    return np.pad(components, ((0, 0), (0, 2 - count)))
 
 
 def scree(rwc: np.ndarray, ks: Iterable[int] = range(1, 18), seed: int = 0, n_init: int | None = 10) -> pd.DataFrame:
@@ -206,8 +209,8 @@ def scree(rwc: np.ndarray, ks: Iterable[int] = range(1, 18), seed: int = 0, n_in
     ks = [k for k in ks if k <= distinct]
     searched = least(array, max(ks)) if n_init is None else {}
     for k in ks:
-        found = searched[k] if searched else cluster(array, k, seed, n_init)
-        rows.append((k, found.inertia, silhouette_score(array, found.labels) if 1 < k < len(array) else np.nan))
+        clusters = searched[k] if searched else cluster(array, k, seed, n_init)
+        rows.append((k, clusters.inertia, silhouette_score(array, clusters.labels) if 1 < k < len(array) else np.nan))
     return pd.DataFrame(rows, columns=["k", "inertia", "silhouette"])
 
 
@@ -221,8 +224,8 @@ def choose_k(rwc: np.ndarray, most: int = 17, seed: int = 0, n_init: int | None 
     table = scree(rwc, range(1, most + 1), seed, n_init)
     bends = len(table) > 2 and table["inertia"].iloc[0] > 0
     elbow = KneeLocator(table["k"], table["inertia"], curve="convex", direction="decreasing").elbow if bends else None
-    best = table["silhouette"].idxmax() if table["silhouette"].notna().any() else -1
-    return table.assign(elbow=table["k"] == elbow, best=table.index == best)
+    highest = table["silhouette"].idxmax() if table["silhouette"].notna().any() else -1
+    return table.assign(elbow=table["k"] == elbow, best=table.index == highest)
 
 
 def labels(rwc: np.ndarray, k: int, method: str = "k-means", seed: int = 0) -> np.ndarray:
@@ -283,8 +286,8 @@ def stability(rwc: np.ndarray, k: int, method: str = "k-means", repeats: int = 2
         "seeds": [labels(array, k, method, seed + 1 + i) for i in range(len(drawn))] if method == "k-means" else [],
         "epochs": [_labels_or_none(array[:, epochs], k, method, seed) for epochs in drawn],
     }
-    for over, found in others.items():
-        scores = [adjusted_rand_score(first, other) for other in found if other is not None]
+    for over, partitions in others.items():
+        scores = [adjusted_rand_score(first, other) for other in partitions if other is not None]
         told = len(set(first.tolist())) > 1 and len(scores) > 0
         rows.append((over, *(np.quantile(scores, [0.5, 0.05, 0.95]) if told else [np.nan] * 3)))
     return pd.DataFrame(rows, columns=["over", "median", "low", "high"])

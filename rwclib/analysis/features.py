@@ -19,10 +19,10 @@ from rwclib.errors import ConfigError
 
 def last_linear(model: nn.Module) -> nn.Linear:
     """The model's last linear layer; `ConfigError` if it has none."""
-    found = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not found:
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
         raise ConfigError(f"{type(model).__name__} has no linear layer, and so no penultimate features")
-    return found[-1]
+    return layers[-1]
 
 
 @contextmanager
@@ -112,9 +112,9 @@ def correlation(features: np.ndarray, others: np.ndarray | None = None) -> np.nd
 
 def moments(a: np.ndarray, b: np.ndarray) -> Moments:
     """`Moments` of two arrays (images, a) and (images, b)."""
-    found = Moments()
-    found.add(torch.as_tensor(np.asarray(a, np.float64)), torch.as_tensor(np.asarray(b, np.float64)))
-    return found
+    sums = Moments()
+    sums.add(torch.as_tensor(np.asarray(a, np.float64)), torch.as_tensor(np.asarray(b, np.float64)))
+    return sums
 
 
 def cka(a: np.ndarray, b: np.ndarray) -> float:
@@ -165,18 +165,18 @@ def order(matrix: np.ndarray) -> np.ndarray:
     return kept[leaves_list(linkage(squareform(distances, checks=False), "average", optimal_ordering=True))]
 
 
-def summary(found: Moments) -> dict[str, float]:
+def summary(both: Moments) -> dict[str, float]:
     """What two feature sets have in common.
 
     Returns:
         `paired`, mean correlation of the features of the same number (NaN for sets of different sizes); `matched`, after
         `match`; `cka`.
     """
-    matrix = found.correlation()
+    matrix = both.correlation()
     same = np.diagonal(matrix) if len(set(matrix.shape)) == 1 else np.empty(0)
-    best = matrix[match(matrix)]
+    matched = matrix[match(matrix)]
     return {
         "paired": float(np.nanmean(same)) if np.isfinite(same).any() else float("nan"),
-        "matched": float(best.mean()) if len(best) else float("nan"),
-        "cka": found.cka(),
+        "matched": float(matched.mean()) if len(matched) else float("nan"),
+        "cka": both.cka(),
     }

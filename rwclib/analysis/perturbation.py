@@ -27,9 +27,9 @@ def names(model: nn.Module, scope: str = "parameters") -> list[str]:
     """Names of the model's tensors that a perturbation of this scope touches; `ConfigError` for an unknown scope."""
     if scope not in SCOPES:
         raise ConfigError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
-    found = [name for name, value in model.named_parameters() if scope != "weights" or value.dim() > 1]
+    parameters = [name for name, value in model.named_parameters() if scope != "weights" or value.dim() > 1]
     means = [name for name, _ in model.named_buffers() if name.endswith("running_mean")]
-    return found + means if scope == "state" else found
+    return parameters + means if scope == "state" else parameters
 
 
 def _each(state: State, touched: Iterable[str], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

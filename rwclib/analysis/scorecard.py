@@ -58,11 +58,11 @@ def circumstances(row: pd.Series) -> str:
 
 def families(table: pd.DataFrame) -> list[tuple[list[str], list[tuple[str, list[pd.DataFrame]]]]]:
     """The claims by the set of their definitions: its names, each claim's id and its rows by definition."""
-    found: dict[tuple[str, ...], list] = {}
-    for claim_id, of in table.replace({"definition": {"-": "finding"}}).groupby("claim", sort=False):
-        names, rows = zip(*of.groupby("definition", sort=False), strict=True)
-        found.setdefault(names, []).append((claim_id, list(rows)))
-    return [(list(names), claims) for names, claims in found.items()]
+    by_names: dict[tuple[str, ...], list] = {}
+    for claim_id, rows_of_claim in table.replace({"definition": {"-": "finding"}}).groupby("claim", sort=False):
+        names, rows = zip(*rows_of_claim.groupby("definition", sort=False), strict=True)
+        by_names.setdefault(names, []).append((claim_id, list(rows)))
+    return [(list(names), claims) for names, claims in by_names.items()]
 
 
 def sizes(by_definition: list[pd.DataFrame]) -> pd.DataFrame:
@@ -73,8 +73,8 @@ def sizes(by_definition: list[pd.DataFrame]) -> pd.DataFrame:
 def tallies(table: pd.DataFrame) -> list[str]:
     """Which claims have which verdict at the largest size that judges them: `Eq. 1: 2 hold (L1, L2), 1 fails (L3)`."""
     largest, lines = table.drop_duplicates(["claim", "definition"]), []
-    for name, of in largest.groupby(largest["definition"].replace("-", "finding"), sort=False):
-        ids = of.groupby("verdict")["claim"].agg(list).reindex(PLURALS).dropna()
+    for name, rows in largest.groupby(largest["definition"].replace("-", "finding"), sort=False):
+        ids = rows.groupby("verdict")["claim"].agg(list).reindex(PLURALS).dropna()
         parts = [f"{_number(len(each), verdict)} ({', '.join(each)})" for verdict, each in ids.items()]
         lines.append(f"{name}: {', '.join(parts)}")
     return lines
@@ -91,9 +91,9 @@ def to_text(table: pd.DataFrame) -> str:
     width, lines = names.map(len).max() + 1, []
     for claim_id, rows in table.assign(name=names).groupby("claim", sort=False):
         lines.append(f"{claim_id:<4}{rows.iloc[0]['text']}")
-        for profile, of in rows.groupby("profile", sort=False):
-            lines += [f"    {profile}: {circumstances(of.iloc[0])}"] if profile != "-" else []
-            lines += [f"      {row['name']:<{width}}{finding(row)}" for _, row in of.iterrows()]
+        for profile, rows_of_profile in rows.groupby("profile", sort=False):
+            lines += [f"    {profile}: {circumstances(rows_of_profile.iloc[0])}"] if profile != "-" else []
+            lines += [f"      {row['name']:<{width}}{finding(row)}" for _, row in rows_of_profile.iterrows()]
     return "\n".join([*lines, "", *tallies(table), "", *copies(table)]).rstrip()
 
 
@@ -114,7 +114,7 @@ def to_markdown(table: pd.DataFrame) -> str:
     for names, claims in families(table):
         rows = [["claim", "statement", *names, "runs"], ["---"] * (len(names) + 3)]
         for claim_id, parts in claims:
-            cells = [_lines(of, finding) for of in parts]
+            cells = [_lines(part, finding) for part in parts]
             rows.append([claim_id, parts[0].iloc[0]["text"], *cells, _lines(sizes(parts), circumstances)])
         lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
     lines += ["</details>", "", *(f"- Data copy: {html.escape(copy, quote=False)}" for copy in copies(table))]

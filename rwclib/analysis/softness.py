@@ -31,13 +31,13 @@ def filter_grid(model: nn.Module, layer: str) -> np.ndarray:
     Raises:
         ConfigError: there is no such layer, or it is no 2-D convolution.
     """
-    found = dict(model.named_modules()).get(layer)
-    if not isinstance(found, nn.Conv2d):
+    convolution = dict(model.named_modules()).get(layer)
+    if not isinstance(convolution, nn.Conv2d):
         known = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
         raise ConfigError(
             f"{layer!r} is no 2-D convolution of {type(model).__name__}; known: {', '.join(known) or 'none'}"
         )
-    return found.weight.detach().float().cpu().numpy().copy()
+    return convolution.weight.detach().float().cpu().numpy().copy()
 
 
 def responses(filters: np.ndarray, image: np.ndarray, rim: bool = True) -> np.ndarray:
@@ -94,8 +94,8 @@ def morans_i(images: np.ndarray) -> np.ndarray:
     flat = flat - flat.mean((-2, -1), keepdims=True)
     products = (flat * convolve(flat, cross, mode="constant")).sum((-2, -1))
     squares, varies = np.square(flat).sum((-2, -1)), np.ptp(flat, (-2, -1)) > 0
-    found = np.divide(products, squares, out=np.full(len(flat), np.nan), where=varies)
-    return (found * (flat[0].size / pairs)).reshape(images.shape[:-2])
+    correlation = np.divide(products, squares, out=np.full(len(flat), np.nan), where=varies)
+    return (correlation * (flat[0].size / pairs)).reshape(images.shape[:-2])
 
 
 def straightened(iterations: Sequence[float], scores: Sequence[float], model: str) -> tuple[np.ndarray, np.ndarray]:
@@ -158,9 +158,9 @@ def aic(iterations: Sequence[float], scores: Sequence[float]) -> pd.DataFrame:
         line = fit(x, y, model)
         start = [line["intercept"] if model == "linear" else np.exp(line["intercept"]),
                  line["slope"] * (1 if model == "power" else unit)]  # fmt: skip
-        best = least_squares(lambda p, curve=curve: curve(p) - y, start, x_scale="jac")
-        a, b = best.x[0], best.x[1] / (1 if model == "power" else unit)
-        rss = float(np.square(best.fun).sum())
+        fitted = least_squares(lambda p, curve=curve: curve(p) - y, start, x_scale="jac")
+        a, b = fitted.x[0], fitted.x[1] / (1 if model == "power" else unit)
+        rss = float(np.square(fitted.fun).sum())
         rows.append({"model": model, "a": a, "b": b, "rss": rss, "aic": len(x) * np.log(rss / len(x)) + 6})
     table = pd.DataFrame(rows)
     return table.assign(delta=table["aic"] - table["aic"].min())

@@ -137,7 +137,7 @@ def bench(
         raise ConfigError("the benchmarks come with the repository, not with the package; call this from a clone")
     if name not in known:
         raise ConfigError(f"unknown benchmark {name!r}; known: {', '.join(known)}")
-    words = ["--quick"] * quick + (["--json", str(into)] if into else [])
+    words = [*(["--quick"] if quick else []), *(["--json", str(into)] if into else [])]
     paths = os.pathsep.join([str(folder.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     command = [sys.executable, folder / f"{name}.py", *words]
     raise typer.Exit(subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}).returncode)

@@ -169,8 +169,8 @@ def _by(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 def _table(table: pd.DataFrame) -> str:
     if "dataset" in table:
         table = table.assign(dataset=[data.get(name).title for name in table["dataset"]])
-    shown = table.rename(
+    renamed = table.rename(
         columns=lambda name: name.replace("_top", " top-").replace("_", " ").replace("dataset", "data set")
     )
-    html = shown.to_html(index=False, border=0, float_format="{:.1f}".format, na_rep="-")
+    html = renamed.to_html(index=False, border=0, float_format="{:.1f}".format, na_rep="-")
     return f'<div style="overflow-x: auto">\n{html}\n</div>'

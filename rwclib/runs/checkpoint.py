@@ -60,22 +60,22 @@ class State:
         self._drawn_from = self.order.get_state(), self.augmentation.get_state()
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
-            found |= {
+            tensors |= {
                 f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in slots.items() if value is not None
             }
-        found |= {f"tracker.{key}": value for key, value in self.tracker.state_dict().items()}
-        found["rng.order"], found["rng.augmentation"] = self._drawn_from
-        found["rng.torch"] = torch.get_rng_state()
+        tensors |= {f"tracker.{key}": value for key, value in self.tracker.state_dict().items()}
+        tensors["rng.order"], tensors["rng.augmentation"] = self._drawn_from
+        tensors["rng.torch"] = torch.get_rng_state()
         if self.sums.device.type == "cuda":
-            found["rng.cuda"] = torch.cuda.get_rng_state(self.sums.device)
-        found |= {"sums": self.sums, "rows": torch.tensor(self.rows, dtype=torch.float64)}
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.sums.device)
+        tensors |= {"sums": self.sums, "rows": torch.tensor(self.rows, dtype=torch.float64)}
         if self.snapshots:
-            found["snapshots"] = torch.stack(self.snapshots.sums)
+            tensors["snapshots"] = torch.stack(self.snapshots.sums)
         if self.recorder:
-            found |= {f"recorded.{key}": value.cpu() for key, value in self.recorder.tensors().items()}
-        return found
+            tensors |= {f"recorded.{key}": value.cpu() for key, value in self.recorder.tensors().items()}
+        return tensors
 
     def save(self, path: Path, config: RunConfig) -> None:
         """Write the checkpoint beside its place and rename it."""

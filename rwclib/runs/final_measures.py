@@ -39,13 +39,13 @@ def measured(
         if when == "start":
             state.snapshots.start().load_into(model)
         own, cross, hits = features.Moments(), features.Moments(), 0
-        for (found, of_parent), labels in features.stream([model, parent], test_set.in_order(TEST_BATCH)):
-            own.add(found, found)
+        for (penultimate, of_parent), labels in features.stream([model, parent], test_set.in_order(TEST_BATCH)):
+            own.add(penultimate, penultimate)
             if parent is not model:
-                cross.add(found, of_parent)
+                cross.add(penultimate, of_parent)
             elif when == "end" and sum(map(len, kept)) < FEATURE_IMAGES:
-                kept.append(found.half().cpu().numpy())
-            hits += int((features.last_linear(model)(found).argmax(1) == labels).sum())
+                kept.append(penultimate.half().cpu().numpy())
+            hits += int((features.last_linear(model)(penultimate).argmax(1) == labels).sum())
         matrix = own.correlation()
         rows.append({
             "when": when, "test_top1": 100 * hits / len(test_set), "features": len(matrix),
@@ -53,5 +53,5 @@ def measured(
             **(features.summary(cross) if parent is not model else dict.fromkeys(features.SUMMARY, np.nan)),
         })  # fmt: skip
     names = [name for name, _ in model.named_parameters()]
-    found = {"snapshots": state.snapshots.table(names), "features": pd.DataFrame(rows[::-1])}
-    return recorded | found | ({"penultimate": np.concatenate(kept)[:FEATURE_IMAGES]} if kept else {})
+    tables = {"snapshots": state.snapshots.table(names), "features": pd.DataFrame(rows[::-1])}
+    return recorded | tables | ({"penultimate": np.concatenate(kept)[:FEATURE_IMAGES]} if kept else {})

@@ -158,8 +158,8 @@ PRIMITIVES = {  # of EfficientNet's layers, as study 2 splits them: what their n
 
 
 def _efficientnet_group(layer: str) -> str:
-    found = [name for name, parts in PRIMITIVES.items() if any(part in layer for part in parts)]
-    return found[0] if found else "stem" if layer.startswith("conv_stem") else "head"
+    primitives = [name for name, parts in PRIMITIVES.items() if any(part in layer for part in parts)]
+    return primitives[0] if primitives else "stem" if layer.startswith("conv_stem") else "head"
 
 
 @network(groups=_efficientnet_group)

@@ -47,9 +47,8 @@ class Recorder:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything recorded, for a checkpoint."""
-        found = {"iterations": torch.tensor(self.iterations, dtype=torch.int64)}
-        found["hits"] = self._hits[: self._taken]
-        return found | {f"filters.{name}": torch.stack(kept) for name, kept in self.filters.items() if kept}
+        counts = {"iterations": torch.tensor(self.iterations, dtype=torch.int64), "hits": self._hits[: self._taken]}
+        return counts | {f"filters.{name}": torch.stack(kept) for name, kept in self.filters.items() if kept}
 
     def resume(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `tensors` gave."""

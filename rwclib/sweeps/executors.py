@@ -289,7 +289,7 @@ def _submitit(
 
 def _parameters(words: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` words as arguments of submitit's `update_parameters`: its own keys as they are, Slurm's with `slurm_`."""
-    found: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for word in words:
         key, _, text = word.partition("=")
         if not key or not text:
@@ -303,6 +303,6 @@ def _parameters(words: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             value = text  # most are: names, or 16G
         if key in ("slurm_setup", "slurm_teardown", "slurm_srun_args"):
-            value = [*found.get(key, []), text]
-        found[key] = value
-    return found
+            value = [*parameters.get(key, []), text]
+        parameters[key] = value
+    return parameters
