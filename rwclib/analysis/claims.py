@@ -267,8 +267,8 @@ def details(
                 able = claim.profile in (None, key[0])
                 each = interval(part, tables.get(key, {}), spreads[key]) if able else None
                 word, margin = verdict(part, each, 1 if alone else len(claim.comparisons))
-                bounds = (each.effect, *each.bounds()) if each else (np.nan,) * 3
-                effect, low, high = np.exp(bounds) if part.unit == "ratio" else bounds
+                estimates = (each.effect, *each.bounds()) if each else (np.nan,) * 3
+                effect, low, high = np.exp(estimates) if part.unit == "ratio" else estimates
                 row = (each.seeds, each.spread) if each else (0, "")
                 rows.append((
                     claim.id, key[1], key[0], part.label, word, effect, low, high, part.unit, *row, margin, alone or not claim.in_general,
