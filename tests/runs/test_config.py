@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from rwclib.errors import ConfigError, RwcError
+from rwclib.errors import ConfigError
 from rwclib.runs.config import PROFILES, RunConfig, _setting, check_profile
 
 CONFIG = RunConfig(model="resnet18", dataset="mnist", lr=0.05, n_train=1000, seed=42)
@@ -25,11 +25,9 @@ OF_CHILDREN = {"parent": "ba9876543210", "perturbation": "shuffle"}
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 
 
-def test_hash_of_a_config_never_changes():
+def test_hash_and_canonical_json_of_a_config_never_change():
     assert CONFIG.hash == "74ec72bf1497"
-
-
-def test_canonical_json_of_a_config_never_changes():
+    assert hashlib.sha256(CONFIG.canonical_json().encode()).hexdigest().startswith(CONFIG.hash)
     assert CONFIG.canonical_json() == (
         '{"batch_size":128,"crop_padding":0,"dataset":"mnist","epochs":1,"flip":false,"format":1,"image_size":32,'
         '"lr":0.05,"model":"resnet18","momentum":0.9,"n_test":null,"n_train":1000,"normalize":"none",'
@@ -48,16 +46,6 @@ def test_hash_leaves_the_study_out():
     filed = dataclasses.replace(CONFIG, study="layerwise")
     assert filed.hash == CONFIG.hash
     assert filed != CONFIG
-
-
-def test_hash_tells_all_the_single_changes_apart():
-    hashes = {dataclasses.replace(CONFIG, **{name: new}).hash for name, new in CHANGED.items()}
-    assert len(hashes) == len(CHANGED)
-
-
-def test_hash_is_independent_of_the_order_of_fields():
-    values = CONFIG.to_dict()
-    assert RunConfig(**dict(reversed(values.items()))).hash == RunConfig(**values).hash == CONFIG.hash
 
 
 @pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay"])
@@ -86,18 +74,6 @@ def test_what_a_run_starts_from_is_one_thing():
         dataclasses.replace(CHILD, parent="abc")
 
 
-def test_hash_is_the_start_of_the_sha256_of_the_canonical_json():
-    assert hashlib.sha256(CONFIG.canonical_json().encode()).hexdigest().startswith(CONFIG.hash)
-    assert len(CONFIG.hash) == 12
-
-
-def test_canonical_json_is_sorted_and_without_spaces():
-    text = CONFIG.canonical_json()
-    keys = list(json.loads(text))
-    assert keys == sorted(keys)
-    assert not any(c.isspace() for c in text)
-
-
 def test_a_later_field_is_left_out_of_the_hash_at_its_default_alone():
     @dataclass(frozen=True, kw_only=True)
     class Later(RunConfig):
@@ -119,87 +95,22 @@ def test_dictionaries_and_json_give_the_same_config_back(config):
     assert list(config.to_dict()) == FIELDS
 
 
-def test_from_dict_refuses_unknown_fields_and_names_them():
-    with pytest.raises(ConfigError, match="learning_rate"):
-        RunConfig.from_dict({**CONFIG.to_dict(), "learning_rate": 0.1})
+IMPOSSIBLE = {
+    "epochs": [-1, 1.0, "1", None, True], "width": [0, -8, 4, 20], "seed": [-1, 2**63], "batch_size": [0], "n_train": [0, -5, 10.0, True],
+    "n_test": [0], "image_size": [7], "crop_padding": [-1], "lr": [-0.1, -1, math.nan, math.inf, "0.1", None, True],
+    "momentum": [-0.9, math.nan], "weight_decay": [-1e-4, math.nan], "optimizer": ["rmsprop", "SGD", None], "normalize": ["mnist"],
+    "precision": ["fp16"], "model": ["", "a/b", "../resnet18", None, 18], "dataset": ["a\\b", "mn ist", "mnist\n"],
+    "study": ["a/b", ".", "étude"], "flip": [1, "yes"], "shuffle": [None],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["model", "dataset"])
-def test_from_dict_refuses_a_missing_model_or_data_set(name):
-    values = CONFIG.to_dict()
-    del values[name]
-    with pytest.raises(ConfigError, match=name):
-        RunConfig.from_dict(values)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("epochs", -1),
-        ("width", 0),
-        ("width", -8),
-        ("width", 4),
-        ("width", 20),
-        ("seed", -1),
-        ("seed", 2**63),
-        ("batch_size", 0),
-        ("n_train", 0),
-        ("n_train", -5),
-        ("n_test", 0),
-        ("image_size", 7),
-        ("crop_padding", -1),
-        ("lr", -0.1),
-        ("lr", -1),
-        ("lr", math.nan),
-        ("lr", math.inf),
-        ("momentum", -0.9),
-        ("momentum", math.nan),
-        ("weight_decay", -1e-4),
-        ("weight_decay", math.nan),
-        ("optimizer", "rmsprop"),
-        ("optimizer", "SGD"),
-        ("normalize", "mnist"),
-        ("precision", "fp16"),
-        ("model", ""),
-        ("model", "a/b"),
-        ("model", "../resnet18"),
-        ("dataset", "a\\b"),
-        ("dataset", "mn ist"),
-        ("dataset", "mnist\n"),
-        ("study", "a/b"),
-        ("study", "."),
-        ("study", "étude"),
-        ("epochs", 1.0),
-        ("epochs", "1"),
-        ("epochs", None),
-        ("epochs", True),
-        ("lr", "0.1"),
-        ("lr", None),
-        ("lr", True),
-        ("n_train", 10.0),
-        ("n_train", True),
-        ("flip", 1),
-        ("flip", "yes"),
-        ("shuffle", None),
-        ("model", None),
-        ("model", 18),
-        ("optimizer", None),
-    ],
-)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in IMPOSSIBLE.items() for value in values])
 def test_an_impossible_value_is_an_error_that_names_the_field_and_the_value(name, value):
     with pytest.raises(ConfigError, match=name) as error:
         dataclasses.replace(CONFIG, **{name: value})
     assert repr(value) in str(error.value)
-
-
-CHOICES = {field.name: field.metadata["known"] for field in dataclasses.fields(RunConfig) if field.metadata["known"]}
-
-
-@pytest.mark.parametrize("name", CHOICES)
-def test_an_unknown_choice_is_an_error_that_lists_the_known_ones(name):
-    with pytest.raises(ConfigError) as error:
-        dataclasses.replace(CONFIG, **{name: "other"})
-    assert all(known in str(error.value) for known in CHOICES[name])
+    if name == "optimizer" and value:
+        assert "known: sgd, adam" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -209,11 +120,6 @@ def test_an_unknown_choice_is_an_error_that_lists_the_known_ones(name):
 )  # fmt: skip
 def test_the_smallest_and_largest_values_are_allowed(name, value):
     assert getattr(dataclasses.replace(CONFIG, **{name: value}), name) == value
-
-
-def test_a_config_error_is_a_value_error_and_an_error_of_the_package():
-    assert issubclass(ConfigError, ValueError)
-    assert issubclass(ConfigError, RwcError)
 
 
 def test_config_is_frozen_and_hashable():
@@ -227,11 +133,6 @@ def test_name_has_the_readable_fields_and_the_hash():
     assert dataclasses.replace(CONFIG, n_train=None).name.startswith("resnet18-mnist-w64-e1-s42-")
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_known_profiles_pass_the_check(profile):
-    assert check_profile(profile) == profile
-
-
 def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ConfigError, match="papier") as error:
         check_profile("papier")
@@ -239,9 +140,9 @@ def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
     assert all(known in str(error.value) for known in PROFILES)
 
 
-@pytest.mark.parametrize("values", [None, [], "model", 5, [["model", "resnet18"], ["dataset", "mnist"]]])
-def test_from_dict_refuses_what_is_no_dictionary(values):
-    with pytest.raises(ConfigError, match="not the fields of a run"):
+@pytest.mark.parametrize("values", [None, [], {}, {"model": "lenet5"}, {**CONFIG.to_dict(), "learning_rate": 0.1}])
+def test_from_dict_refuses_what_is_not_the_fields_of_a_run(values):
+    with pytest.raises(ConfigError, match="not the fields of a run.*(model|learning_rate|NoneType|list)"):
         RunConfig.from_dict(values)
 
 
