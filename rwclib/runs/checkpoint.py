@@ -133,5 +133,5 @@ def epochs_done(path: Path) -> int:
     try:
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()["rwclib"])["epoch"]
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return 0

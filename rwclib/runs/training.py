@@ -194,7 +194,7 @@ class _Training:
         if self.checkpoint.exists():
             try:
                 self.state.load(self.checkpoint, self.config)
-            except (SafetensorError, ValueError, RuntimeError) as error:
+            except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
                 aside = self.checkpoint.with_suffix(".damaged")
                 os.replace(self.checkpoint, aside)
                 raise ArchiveError(
