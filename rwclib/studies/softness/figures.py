@@ -16,11 +16,7 @@ from rwclib.studies.softness.runs import DATASETS, DESIGN, SIZES
 
 EARLY, LATE = 2000, 30_000  # what figures 1 to 5 compare
 LAYERS = ("conv1", "conv2")
-WAYS = (
-    ("conv1", "image"),
-    ("conv2", "through"),
-    ("conv2", "image"),
-)  # layers, and ways of making images with their filters
+WAYS = (("conv1", "image"), ("conv2", "through"), ("conv2", "image"))  # of making images with a layer's filters
 IMAGES = ("bird", "static")
 PRINTED = {"bird": 1, "static": 0}  # the figures' bird of `birds`, and seed of `noise`
 NOISES = 12  # static images
@@ -61,8 +57,7 @@ def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.nda
     """What a layer's filters make of an image: (filters, height, width), half as high and wide where layer 1 has pooled.
 
     The paper does not say what the second layer is applied to. `image`: each filter's mean over its channels, to the image's
-    mean over colours, as to any picture. `through`: to what the first layer makes of the image, ReLU and pooling included, as
-    in the network (without its biases, which the paper does not save).
+    mean over colours. `through`: to what the first layer makes of the image, ReLU and pooling included, without biases.
 
     Args:
         filters: by layer, (filters, channels, 5, 5).
@@ -175,9 +170,7 @@ def _recorded(tables: archive.Tables, all_iterations: bool) -> Iterator[tuple[di
     for run, iterations, filters in sessions(tables):
         for place, iteration in enumerate(iterations):
             if all_iterations or iteration in (1, run.iterations):
-                key = {name: getattr(run, name) for name in ("profile", "seed", "iterations")} | {
-                    "iteration": iteration
-                }
+                key = {"profile": run.profile, "seed": run.seed, "iterations": run.iterations, "iteration": iteration}
                 yield key, {layer: kept[place] for layer, kept in filters.items()}
 
 
@@ -186,24 +179,20 @@ def _ends(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def scores(
-    tables: archive.Tables,
-    all_iterations: bool = False,
-    pictures: Mapping[str, np.ndarray] | None = None,
-    rim: bool = True,
+    tables: archive.Tables, all_iterations: bool = False, pictures: Mapping | None = None, rim: bool = True
 ) -> pd.DataFrame:
     """Softness of every session, layer, way and image: the sum of the scores of the layer's filtered images.
 
     Args:
         tables: as `select_profile` gives them.
         all_iterations: also those recorded on the way to the last.
-        pictures: other images than `IMAGES`, (3, height, width) each, by name.
-        rim: as in `filtered`.
+        pictures: other images than `IMAGES`, (3, height, width) each, by name; `rim` as in `filtered`.
 
     Returns:
         profile, seed, iterations (of the session), iteration (at which), layer, way, image, limit (the `SOFT` quantile of the
         images that filters of all sessions make after their first iteration), score, filters, soft (number of images below it).
     """
-    pictures, rows = pictures or {name: picture(name) for name in IMAGES}, []
+    rows, pictures = [], pictures or {name: picture(name) for name in IMAGES}
     for key, filters in _recorded(tables, all_iterations):
         for (layer, way), (name, image) in itertools.product(WAYS, pictures.items()):
             each = softness.softness_scores(filtered(filters, layer, way, image, rim))

@@ -43,17 +43,12 @@ def panels(arrays: pd.DataFrame) -> Iterator[tuple[dict, figures.Panel]]:
 
 @stored
 def recluster(arrays: pd.DataFrame, n_init: int = 10, repeats: int = 20) -> pd.DataFrame:
-    """Every published partition beside what k-means finds on the released arrays, one row per panel.
-
-    Args:
-        arrays: tables of released arrays (`release.available`).
-        n_init: starts of each seed's clustering.
-        repeats: seeds tried.
+    """Every published partition beside what k-means finds on the released arrays from `repeats` seeds with `n_init` starts each.
 
     Returns:
-        model, dataset, group, layers, k; `published sizes`; `fixed point`: whether k-means would leave the published
-        partition as it is; its inertia, and the least there is (`best`, of `clustering.least`), with `best sizes`; adjusted
-        Rand index of the seeds' partitions with the published one: least, median, largest.
+        One row per panel: model, dataset, group, layers, k, `published sizes`, `fixed point` (whether k-means would leave the
+        published partition as it is), its inertia, and the least there is (`best`) with `best sizes`; and the adjusted Rand
+        index of the seeds' partitions with the published one: least, median, largest.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -90,8 +85,10 @@ def centroids(arrays: pd.DataFrame) -> pd.DataFrame:
 
 
 def scree(arrays: pd.DataFrame) -> pd.DataFrame:
-    """Inertia and silhouette over k for every released panel, as `figures.scree_table`."""
-    return figures.scree_of_panels([panel for _, panel in panels(arrays)])
+    """`figures.scree` of every released panel, as `figures.join_panels`."""
+    return figures.join_panels(
+        [panel for _, panel in panels(arrays)], lambda panel: figures.scree(panel.curves.to_numpy())
+    )
 
 
 def identity(arrays: pd.DataFrame) -> pd.DataFrame:
@@ -147,14 +144,14 @@ def gradient_fractions(image_size: int, width: int = 64) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def depthwise(arrays: pd.DataFrame, dataset: str, image_size: int = 32) -> pd.DataFrame:
+def depthwise(arrays: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """The released depthwise changes and the share of weights with a gradient, by layer: is one explained by the other?
 
     Columns: layer, stage, fraction, median (of the cleaned curve), median / fraction.
     """
     rows = arrays[(arrays["model"] == "efficientnet_b4") & (arrays["dataset"] == dataset)]
     median = figures.curves(rows, "DW", "rwc_elementwise").median(axis=1)
-    table = gradient_fractions(image_size).set_index("layer").loc[median.index].assign(median=median).reset_index()
+    table = gradient_fractions(32).set_index("layer").loc[median.index].assign(median=median).reset_index()
     return table.assign(**{"median / fraction": table["median"] / table["fraction"]})
 
 
@@ -164,14 +161,9 @@ def prepare_pair(profile: str, **rest: object) -> archive.Tables:
 
 
 def resolution_table(pair: archive.Tables) -> pd.DataFrame:
-    """Depthwise change at 32 pixels beside a larger size, one row per layer, of the most telling pair of runs.
+    """Depthwise change at 32 pixels beside a larger size, one row per layer, of the most telling pair of runs (`prepare_pair`).
 
-    Args:
-        pair: as `prepare_pair` gives them.
-
-    Returns:
-        profile, layer, stage, then per size `<size> px` (median Eq. 1 over the epochs after the first). Empty if no profile
-        has both runs.
+    Columns: profile, layer, stage, then per size `<size> px` (median Eq. 1 after the first epoch). Empty without such a pair.
     """
     rows = pair.layers[(pair.layers["epoch"] > 1) & (pair.layers["group"] == "DW")]
     rows = rows.merge(pair.runs[["hash", "image_size"]].drop_duplicates())
@@ -201,13 +193,10 @@ def resolution_caption(pair: archive.Tables, table: pd.DataFrame) -> str:
 
 
 def trace(epochs: int = 3, seed: int = 0) -> pd.DataFrame:
-    """Which single weight makes a layer's elementwise mean: a small ResNet-34 trained on the bundled images.
+    """Which single weight makes a layer's elementwise mean: a ResNet-34 of width 8 on 1,024 images of the bundled sample, Adam at 1e-3.
 
-    Width 8, Adam at 1e-3, 1,024 images of the Fashion-MNIST sample.
-
-    Returns:
-        One row per epoch and layer: epoch, layer, rwc (Eq. 1), rwc_elementwise, `largest share` (of the elementwise sum that
-        one weight makes), `weight` (that weight's size over the layer's median size, before the epoch).
+    Columns: epoch, layer, rwc (Eq. 1), rwc_elementwise, `largest share` (of the elementwise sum that one weight makes),
+    `weight` (that weight's size over the layer's median size, before the epoch).
     """
     images = data.load(data.SAMPLE).subset(1024, 256)
     batches = data.Batches(images.x_train, images.y_train, image_size=32, normalize="none", device=torch.device("cpu"))

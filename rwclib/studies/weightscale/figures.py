@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from rwclib.analysis import clustering, plotting, plotting_runs
 from rwclib.analysis.claims import DEFINITIONS
@@ -78,17 +79,13 @@ class Panel:
 
 
 def curves(layers: pd.DataFrame, group: str, metric: str) -> pd.DataFrame:
-    """One run's curves as the paper prepares them: (layers, epochs), infinities filled and outliers replaced.
+    """One run's `metric` as the paper prepares it: (layers, epochs), infinities filled and outliers replaced.
 
-    Args:
-        layers: tidy table of one run.
-        group: a primitive, or `all` layers but the first and the last.
-        metric: column of `layers`.
+    `group` is a primitive, or `all` layers but the first and the last.
     """
-    wide = layers.pivot(index=["depth", "layer"], columns="epoch", values=metric).droplevel("depth")
-    groups = layers.drop_duplicates("layer").set_index("layer")["group"].loc[wide.index]
-    wide = wide.iloc[1:-1] if group == "all" else wide[groups == group]
-    wide = wide.dropna()  # NaN: a layer whose weights were all 0
+    wide = layers.pivot(index=["depth", "layer", "group"], columns="epoch", values=metric)
+    wide = wide.iloc[1:-1] if group == "all" else wide[wide.index.get_level_values("group") == group]
+    wide = wide.droplevel(["depth", "group"]).dropna()  # NaN: a layer whose weights were all 0
     return pd.DataFrame(clustering.clean(wide.to_numpy()), wide.index, wide.columns)
 
 
@@ -100,10 +97,8 @@ def panel(layers: pd.DataFrame, dataset: str, group: str, metric: str) -> Panel:
 def panels(tables: archive.Tables, model: str, dataset: str) -> list[Panel]:
     """The panels of a model and data set at its largest profile and first seed: each group under both definitions."""
     rows = at_largest_profile(tables.layers, model, dataset)
-    if rows.empty:
-        return []
     rows = rows[rows["seed"] == rows["seed"].min()]
-    return [panel(rows, dataset, group, metric) for group in groups(model) for metric in DEFINITIONS]
+    return [panel(rows, dataset, group, metric) for group in groups(model) for metric in DEFINITIONS if len(rows)]
 
 
 def figure_table(drawn: Sequence[Panel]) -> pd.DataFrame:
@@ -131,14 +126,7 @@ def draw(
 ) -> tuple[plotting.Figure, pd.DataFrame] | None:
     """Draw and save one data set's clustered curves, a row of panels per network and group, a column per definition.
 
-    Args:
-        tables: the study's runs.
-        models: ResNets, or `efficientnet_b4`.
-        dataset: name.
-        folder, prefix: files are `<folder>/<prefix>_<figNN_><data set>_clusters.png` and `.pdf`.
-
-    Returns:
-        The figure and its numbers; None if no run is there.
+    Files are `<folder>/<prefix>_<figNN_><data set>_clusters.png` and `.pdf`. Returns the figure and its numbers; None without runs.
     """
     drawn = [panel for model in models for panel in panels(tables, model, dataset)]
     if not drawn:
@@ -178,30 +166,23 @@ def depth_words(layers: pd.DataFrame) -> str:
 
 
 def scree_table(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
-    """Inertia and silhouette over k for every panel that has a run, as `scree`, beside the published k."""
-    return scree_of_panels(_panels(tables, models, datasets))
+    """`scree` of every panel that has a run, as `join_panels`."""
+    return join_panels(_panels(tables, models, datasets), lambda panel: scree(panel.curves.to_numpy()))
 
 
 def stabilities(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
-    """`stability` of every panel that has a run, with its dataset, model, group and definition."""
-    return _joined(
-        [(panel, stability(panel.curves.to_numpy(), panel.k)) for panel in _panels(tables, models, datasets)]
-    )
+    """`stability` of every panel that has a run, as `join_panels`."""
+    return join_panels(_panels(tables, models, datasets), lambda panel: stability(panel.curves.to_numpy(), panel.k))
 
 
 def _panels(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> list[Panel]:
     return [panel for dataset in datasets for model in models for panel in panels(tables, model, dataset)]
 
 
-def scree_of_panels(panels: Sequence[Panel]) -> pd.DataFrame:
-    """`scree` of each panel, with its dataset, model, group, definition and published k."""
-    return _joined([(panel, scree(panel.curves.to_numpy()).assign(published=panel.published)) for panel in panels])
-
-
-def _joined(measured: Sequence[tuple[Panel, pd.DataFrame]]) -> pd.DataFrame:
-    """Tables of panels below each other, with dataset, model, group and definition."""
-    names = ("dataset", "model", "group", "definition")
-    parts = [table.assign(**{name: getattr(panel, name) for name in names}) for panel, table in measured]
+def join_panels(panels: Sequence[Panel], measure: Callable[[Panel], pd.DataFrame]) -> pd.DataFrame:
+    """Tables of panels below each other, with dataset, model, group, definition and published k."""
+    names = ("dataset", "model", "group", "definition", "published")
+    parts = [measure(panel).assign(**{name: getattr(panel, name) for name in names}) for panel in panels]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -245,9 +226,7 @@ def stability(curves: np.ndarray, k: int) -> pd.DataFrame:
 def trends(layers: pd.DataFrame, metrics: dict[str, str] = DEFINITIONS) -> pd.DataFrame:
     """Spearman's rank correlation of depth and mean change over the layers of each group: +1 if later layers move more.
 
-    Args:
-        layers: tidy table; the means are those of the cleaned curves, averaged over seeds.
-        metrics: columns of it and what to call them.
+    The means are those of the cleaned curves, averaged over seeds; `metrics` are columns and what to call them.
     """
     rows = []
     for model, dataset in layers[["model", "dataset"]].drop_duplicates().itertuples(index=False):
@@ -256,7 +235,7 @@ def trends(layers: pd.DataFrame, metrics: dict[str, str] = DEFINITIONS) -> pd.Da
             row = {"model": model, "dataset": dataset, "group": group}
             for metric, name in metrics.items():
                 means = pd.concat([curves(run, group, metric).mean(axis=1) for run in seeds], axis=1).mean(axis=1)
-                row |= {"layers": len(means), name: means.corr(pd.Series(range(len(means)), means.index), "spearman")}
+                row |= {"layers": len(means), name: spearmanr(range(len(means)), means).statistic}
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -43,13 +43,7 @@ class _ArraysOnly(pickle.Unpickler):
 def read_pickled(content: bytes, digest: str, source: str) -> pd.DataFrame:
     """A released `.npy` file, a pickled dictionary of layer to changes by epoch: (layers, epochs), epochs from 1.
 
-    Args:
-        content: the file.
-        digest: its SHA-256; nothing is unpickled before it is checked.
-        source: where the file comes from, for the error.
-
-    Raises:
-        DataError: it is not the released file.
+    Nothing is unpickled before its SHA-256 is `digest`, else `DataError` names the `source`.
     """
     digest_here = hashlib.sha256(content).hexdigest()
     if digest_here != digest:
@@ -66,12 +60,7 @@ def published_rwc(model: str, dataset: str, data_dir: str | Path | None = None) 
     """A released array: elementwise changes (ratio; may be infinite), a row per layer in order of depth, a column per epoch.
 
     Read from `<data folder>/published_rwc/rwc_<resnet or efficientnet_b4>_<data set>.csv` (columns layer, epoch_1, ...), or
-    downloaded from the release, checked by its SHA-256 and stored there.
-
-    Args:
-        model: `resnet34` (also under the release's name, `resnet50`) or `efficientnet_b4`.
-        dataset: `cifar10`, `cifar100` or `svhn`.
-        data_dir: data folder; default as in `rwclib.runs.data.folder`.
+    downloaded from the release, checked by its SHA-256 and stored there. The release's `resnet50` is a `resnet34`.
 
     Raises:
         ConfigError: there is no such array.
