@@ -339,14 +339,14 @@ def test_s4_needs_a_power_law_of_high_r2_ahead_of_the_two_others(planted, r2, ve
 def test_r2_is_judged_over_the_pictures_with_students_t(planted):
     """The replicates are 17 birds and 12 noises; S5 fails if one fit but the power law in layer 2 has 0.8 or more."""
     fit = ("conv1", "exponential", "static")
-    rows = planted(r2=lambda *of: 0.85 if of == fit else 0.2, others=lambda picture: 0.01 * picture).loc["S5"]
+    rows = planted(r2=lambda *key: 0.85 if key == fit else 0.2, others=lambda picture: 0.01 * picture).loc["S5"]
     r2 = 0.85 + 0.01 * np.arange(12)
     assert rows["verdict"].tolist() == ["fails"] * 2
     for row in rows.itertuples():
         assert (row.closest, row.seeds, row.fails) == ("R2, conv1 exponential static", 12, 1)
         half = stats.t.ppf(0.975, 11) * r2.std(ddof=1) / np.sqrt(12)
         assert (row.effect, row.low, row.high) == pytest.approx((r2.mean(), r2.mean() - half, r2.mean() + half))
-    wide = planted(r2=lambda *of: 0.7 if of == fit else 0.2, others=lambda picture: 0.02 * picture).loc["S5"]
+    wide = planted(r2=lambda *key: 0.7 if key == fit else 0.2, others=lambda picture: 0.02 * picture).loc["S5"]
     assert wide["verdict"].tolist() == ["unclear"] * 2
 
 
@@ -356,9 +356,9 @@ def test_s6_is_about_the_printed_pictures_alone_exactly(planted):
     assert table["holds"].tolist() == [12 + 6] * 2
     assert set(table["spread"]) == {"exact"}
     for fit in (("conv2", "linear", "bird"), ("conv2", "power", "static"), ("conv1", "linear", "static")):
-        other = planted(p=lambda *of, fit=fit: 0.051 - papers_p(*of) / 10 if of == fit else papers_p(*of)).loc["S6"]
+        other = planted(p=lambda *key, fit=fit: 0.051 - papers_p(*key) / 10 if key == fit else papers_p(*key)).loc["S6"]
         assert other[["verdict", "fails"]].to_numpy().tolist() == [["fails", 1]] * 2, fit
-    low = planted(r2=lambda *of: 0.31 if of == ("conv1", "power", "bird") else papers_r2(*of)).loc["S6"]
+    low = planted(r2=lambda *key: 0.31 if key == ("conv1", "power", "bird") else papers_r2(*key)).loc["S6"]
     assert low[["verdict", "closest"]].to_numpy().tolist() == [["fails", "R2 of the single fit, conv1 power bird"]] * 2
 
 
@@ -379,9 +379,9 @@ def test_a_short_session_of_two_profiles_counts_once_in_each():
     """The sessions of one iteration of `quick` and `reduced` are the same runs."""
     everything = study.STUDY.tables(RESULTS)
     assert everything.runs["hash"].duplicated().any()
-    best = figures.at_largest_profile(everything)
-    assert best.runs["profile"].tolist() == ["reduced"] * 11
-    assert figures.fits(figures.scores(best))["n"].unique().tolist() == [11]
+    largest = figures.at_largest_profile(everything)
+    assert largest.runs["profile"].tolist() == ["reduced"] * 11
+    assert figures.fits(figures.scores(largest))["n"].unique().tolist() == [11]
     assert len(figures.select_profile(everything, "quick").runs) == 15
 
 

@@ -17,7 +17,7 @@ from rwclib.studies.study import Study
 from rwclib.studies.weightscale import figures
 from rwclib.studies.weightscale.runs import NETWORKS, RESNETS, grid, runs
 
-TOGETHER = 0.9  # share of two blocks' layers in one cluster, at least, to be "part of the same cluster"
+ONE_CLUSTER = 0.9  # share of two blocks' layers in one cluster, at least, to be "part of the same cluster"
 _NET = "efficientnet_b4"
 
 
@@ -36,9 +36,9 @@ def _sets(dataset: str, a: str, b: str, **limits: float | None) -> Comparison:
 CLAIMS = (
     Claim("W1", "ResNet, CIFAR-10: change falls with depth (Spearman over the layers)", _depth("cifar10", -2.0, 0.0)),
     Claim("W2", "ResNet: change falls with depth on CIFAR-10 and rises on CIFAR-100", (*_depth("cifar10", -2.0, 0.0), *_depth("cifar100", 0.0, 2.0))),
-    Claim("W3", f"ResNet, SVHN: blocks 3 and 4 in one cluster ({TOGETHER:.0%} or more of their layers), changing alike (within 10%)",
+    Claim("W3", f"ResNet, SVHN: blocks 3 and 4 in one cluster ({ONE_CLUSTER:.0%} or more of their layers), changing alike (within 10%)",
           tuple(part for model in RESNETS for part in (
-              level(Cell(model, "svhn", "all", "cluster"), f"{model} svhn: share in one cluster", TOGETHER, 2.0),
+              level(Cell(model, "svhn", "all", "cluster"), f"{model} svhn: share in one cluster", ONE_CLUSTER, 2.0),
               similar(Cell(model, "svhn", "block4"), Cell(model, "svhn", "block3"))))),
     Claim("W4", "EfficientNet-B4, CIFAR-10, depthwise: the late third changes least",
           (_sets("cifar10", "early DW", "late DW"), _sets("cifar10", "middle DW", "late DW"))),

@@ -94,11 +94,14 @@ def panel(layers: pd.DataFrame, dataset: str, group: str, metric: str) -> Panel:
     return Panel(layers["model"].iloc[0], dataset, group, DEFINITIONS[metric], curves(layers, group, metric))
 
 
-def panels(tables: archive.Tables, model: str, dataset: str) -> list[Panel]:
-    """The panels of a model and data set at its largest profile and first seed: each group under both definitions."""
-    rows = at_largest_profile(tables.layers, model, dataset)
-    rows = rows[rows["seed"] == rows["seed"].min()]
-    return [panel(rows, dataset, group, metric) for group in groups(model) for metric in DEFINITIONS if len(rows)]
+def panels(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> list[Panel]:
+    """Of each model and data set the panels at its largest profile and first seed: each group under both definitions."""
+    drawn = []
+    for dataset, model in itertools.product(datasets, models):
+        rows = at_largest_profile(tables.layers, model, dataset)
+        rows = rows[rows["seed"] == rows["seed"].min()]
+        drawn += [panel(rows, dataset, group, metric) for group in groups(model) for metric in DEFINITIONS if len(rows)]
+    return drawn
 
 
 def figure_table(drawn: Sequence[Panel]) -> pd.DataFrame:
@@ -128,7 +131,7 @@ def draw(
 
     Files are `<folder>/<prefix>_<figNN_><data set>_clusters.png` and `.pdf`. Returns the figure and its numbers; None without runs.
     """
-    drawn = [panel for model in models for panel in panels(tables, model, dataset)]
+    drawn = panels(tables, models, [dataset])
     if not drawn:
         return None
     figure = plotting_runs.cluster_lines(
@@ -143,9 +146,8 @@ def draw(
 
 def caption(tables: archive.Tables, models: Sequence[str], dataset: str) -> str:
     """The captions of several networks on one data set."""
-    lines = [
-        "cleaned as in the paper (infinities filled, outliers replaced by the layer's mean); clusters of the first seed"
-    ]
+    cleaned = "cleaned as in the paper (infinities filled, outliers replaced by the layer's mean)"
+    lines = [f"{cleaned}; clusters of the first seed"]
     for model in models:
         epochs = at_largest_profile(tables.runs, model, dataset)["epochs"].max()
         size, learned, copy = captions.caption(tables, model, dataset, length_words(epochs)).split("\n")
@@ -167,16 +169,12 @@ def depth_words(layers: pd.DataFrame) -> str:
 
 def scree_table(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
     """`scree` of every panel that has a run, as `join_panels`."""
-    return join_panels(_panels(tables, models, datasets), lambda panel: scree(panel.curves.to_numpy()))
+    return join_panels(panels(tables, models, datasets), lambda panel: scree(panel.curves.to_numpy()))
 
 
 def stabilities(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
     """`stability` of every panel that has a run, as `join_panels`."""
-    return join_panels(_panels(tables, models, datasets), lambda panel: stability(panel.curves.to_numpy(), panel.k))
-
-
-def _panels(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> list[Panel]:
-    return [panel for dataset in datasets for model in models for panel in panels(tables, model, dataset)]
+    return join_panels(panels(tables, models, datasets), lambda panel: stability(panel.curves.to_numpy(), panel.k))
 
 
 def join_panels(panels: Sequence[Panel], measure: Callable[[Panel], pd.DataFrame]) -> pd.DataFrame:
