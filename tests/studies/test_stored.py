@@ -64,7 +64,7 @@ def of_runs(measure):
     [
         two_definitions.simulate,
         two_definitions.exact_zeros,
-        audit.exact_zeros,
+        lambda: two_definitions.exact_zeros(networks=["resnet34"]),
         lambda: pd.concat(map(audit.gradient_fractions, (32, 64, 128, 224))),
         lambda: audit.recluster(released()),
         lambda: audit.scree(released()),

@@ -21,7 +21,7 @@ from rwclib.studies.softness.figures import EARLY, IMAGES, LATE, LAYERS
 from rwclib.studies.softness.runs import DATASETS, runs
 from rwclib.studies.study import Study
 
-READINGS = {"through": "through layer 1", "image": "on the image"}
+READINGS = ("through layer 1", "on the image")
 STRONGLY = 0.5  # spread of the sessions over what they gain by training
 GOOD, FAIR, LOW, SIGNIFICANT = 0.85, 0.8, 0.3, 0.05  # R2: of the power model, of the others at most, "very low"; p
 _FITS = [" ".join(fit) for fit in itertools.product(LAYERS, measures.LAWS, IMAGES)]
@@ -34,7 +34,7 @@ def _cell(quantity: str, group: str = "all") -> Cell:
     return Cell("softness_cnn", DATASETS[0], group, quantity)
 
 
-def _later(quantity: str) -> tuple[Cell, Cell]:
+def _gain(quantity: str) -> tuple[Cell, Cell]:
     return _cell(quantity, f"{LATE:,}"), _cell(quantity, f"{EARLY:,}")
 
 
@@ -47,19 +47,19 @@ _MORAN, _SPREAD = "Moran's I, layer 1", "soft images, layer 1 bird: sessions' sp
 
 CLAIMS = (
     Claim("S1", f"Strong weights cluster as training goes on (layer 1: Moran's I of the filters grows from {EARLY:,} to {LATE:,} iterations)",
-          (Comparison(f"{_MORAN}: {_BETWEEN}", tuple(zip((1.0, -1.0), _later(_MORAN), strict=True)), unit="difference", margin=SHARE_MARGIN),), ("-",), "sessions"),
+          (Comparison(f"{_MORAN}: {_BETWEEN}", tuple(zip((1.0, -1.0), _gain(_MORAN), strict=True)), unit="difference", margin=SHARE_MARGIN),), ("-",), "sessions"),
     Claim("S2", f"More training, softer images (the score falls from {EARLY:,} to {LATE:,} iterations)",
-          tuple(ratio(*_later(f"score, {layer} {image}"), f"score, {layer} {image}: {_BETWEEN.replace(' - ', ' / ')}", low=-INFINITY, high=0.0)
-                for layer in LAYERS for image in IMAGES), tuple(READINGS.values()), "sessions"),
+          tuple(ratio(*_gain(f"score, {layer} {image}"), f"score, {layer} {image}: {_BETWEEN.replace(' - ', ' / ')}", low=-INFINITY, high=0.0)
+                for layer in LAYERS for image in IMAGES), READINGS, "sessions"),
     Claim("S3", f"Sessions of the same length differ strongly (number of soft images, layer 1, {LATE:,} iterations: standard deviation at least half of the gain since {EARLY:,})",
           (level(_cell(_SPREAD), _SPREAD, STRONGLY, unit="spread"),), ("-",), "sessions"),
     Claim("S4", f"Layer 2: the power model fits best (R2 of {GOOD:g} or more, and above the two others')",
           (*_levels([f"R2, {fit}" for fit in _POWER], GOOD, INFINITY), *_levels([f"power's lead, conv2 {image}" for image in IMAGES], 0.0, INFINITY)),
-          tuple(READINGS.values()), "pictures"),
-    Claim("S5", f"Every other R2 is below {FAIR:g}", _levels([f"R2, {fit}" for fit in _FITS if fit not in _POWER], -INFINITY, FAIR), tuple(READINGS.values()), "pictures"),
+          READINGS, "pictures"),
+    Claim("S5", f"Every other R2 is below {FAIR:g}", _levels([f"R2, {fit}" for fit in _FITS if fit not in _POWER], -INFINITY, FAIR), READINGS, "pictures"),
     Claim("S6", f"Single fits: slopes significant at {SIGNIFICANT:g} in layer 1 with very low R2 (below {LOW:g}), in layer 2 only of the power model and of the exponential on static",
           (*_levels([f"p, {fit}" for fit in _SIGNIFICANT], -INFINITY, SIGNIFICANT, True), *_levels([f"p, {fit}" for fit in _FITS if fit not in _SIGNIFICANT], SIGNIFICANT, INFINITY, True),
-           *_levels([f"R2 of the single fit, {fit}" for fit in _FIRST], -INFINITY, LOW, True)), tuple(READINGS.values())),
+           *_levels([f"R2 of the single fit, {fit}" for fit in _FIRST], -INFINITY, LOW, True)), READINGS),
 )  # fmt: skip
 
 
@@ -67,9 +67,9 @@ def _of_fits(lines: pd.DataFrame) -> list[pd.DataFrame]:
     """What S4 to S6 speak of, from `figures.r_squared` of one reading; a picture is a `seed`."""
     fit = lines[["layer", "model", "image"]].agg(" ".join, axis=1)
     lines = lines.assign(fit=fit, seed=lines["picture"], group="all")
-    single = lines[lines["printed"]]
     second = lines[lines["layer"] == "conv2"].pivot(index=["image", "seed", "group"], columns="model", values="r2")
     lead = (second["power"] - second[["linear", "exponential"]].max(axis=1)).reset_index(name="value")
+    single = lines[lines["printed"]]
     return [
         lines.assign(quantity="R2, " + lines["fit"], value=lines["r2"]),
         single.assign(quantity="p, " + single["fit"], value=single["p"]),
@@ -81,8 +81,8 @@ def _of_fits(lines: pd.DataFrame) -> list[pd.DataFrame]:
 def _of_sessions(scores: pd.DataFrame, morans: pd.DataFrame) -> list[pd.DataFrame]:
     """What S1 to S3 speak of, of the long sessions."""
     scores, morans = (
-        table.query("iteration in (@EARLY, @LATE) and iterations >= @LATE").assign(group=lambda rows: rows["iteration"].map("{:,}".format))
-        for table in (scores, morans[morans["layer"] == "conv1"])
+        rows[rows["iteration"].isin([EARLY, LATE]) & (rows["iterations"] >= LATE)].assign(group=rows["iteration"].map("{:,}".format))
+        for rows in (scores, morans[morans["layer"] == "conv1"])
     )  # fmt: skip
     birds = scores[(scores["layer"] == "conv1") & (scores["image"] == "bird")]
     soft = birds.pivot(index="seed", columns="iteration", values="soft")
@@ -91,31 +91,25 @@ def _of_sessions(scores: pd.DataFrame, morans: pd.DataFrame) -> list[pd.DataFram
         scores.assign(quantity="score, " + scores["layer"] + " " + scores["image"], value=np.log(scores["score"])),
         morans.assign(quantity=_MORAN, value=morans["morans_i"]),
         gain.assign(quantity=_SPREAD, group="all"),
-    ]  # fmt: skip
+    ]
 
 
 def values(tables: archive.Tables) -> pd.DataFrame:
     """What the sessions of every profile that can be judged say, as `rwclib.analysis.claims.details` wants it."""
-    parts = []
+    parts, network = [], {"model": "softness_cnn", "dataset": DATASETS[0]}
     for profile in figures.judgeable(tables):
         sessions = figures.select_profile(tables, profile, DATASETS[0])
         scores, morans = (measure(sessions, all_iterations=True) for measure in (figures.scores, figures.clustering))
-        lines = figures.r_squared(sessions)
-        for way, definition in READINGS.items():
-            seen, fits = (table[(table["layer"] == "conv1") | (table["way"] == way)] for table in (scores, lines))
-            names = [definition, "-"] if way == "image" else [definition]
-            parts += [table.assign(profile=profile, definition=name, model="softness_cnn", dataset=DATASETS[0])
-                      for table in (*_of_sessions(seen, morans), *_of_fits(fits)) for name in names]  # fmt: skip
+        fits = figures.r_squared(sessions)
+        for way, names in (("through", ["through layer 1"]), ("image", ["on the image", "-"])):
+            seen, lines = (rows[(rows["layer"] == "conv1") | (rows["way"] == way)] for rows in (scores, fits))
+            values = pd.concat([*_of_sessions(seen, morans), *_of_fits(lines)]).assign(profile=profile, **network)
+            parts += [values.assign(definition=name) for name in names]
     return pd.concat(parts or [pd.DataFrame(columns=claims.VALUES)], ignore_index=True)[claims.VALUES]
-
-
-def why_not_run(claim: Claim, reason: str) -> str:
-    """All claims need the long sessions."""
-    return f"needs CIFAR-10 sessions of {LATE:,} iterations"
 
 
 STUDY = Study(
     "softness", "Varying training and softness of filters", "https://emerginginvestigators.org", runs, CLAIMS, values,
     candidates=lambda tables: tables,  # untrained filters are part of the design, so that all sessions count
-    why_not_run=why_not_run,
+    why_not_run=lambda claim, reason: f"needs CIFAR-10 sessions of {LATE:,} iterations",
 )  # fmt: skip

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,12 @@ from rwclib.studies.softness.runs import DATASETS, DESIGN, SIZES
 
 EARLY, LATE = 2000, 30_000  # what figures 1 to 5 compare
 LAYERS = ("conv1", "conv2")
+WAYS = (("conv1", "image"), ("conv2", "through"), ("conv2", "image"))  # of making images with a layer's filters
 IMAGES = ("bird", "static")
-WAYS = {"conv1": ("image",), "conv2": ("through", "image")}  # of making images with a layer's filters
-_WAYS = [(layer, way) for layer in LAYERS for way in WAYS[layer]]
+PRINTED = {"bird": 1, "static": 0}  # the figures' bird of `birds`, and seed of `noise`
+NOISES = 12  # static images
 SOFT = 0.1  # an image is called soft, and framed, if it is softer than all but this share of those that untrained filters make
+_KEYS = ["layer", "way", "image"]
 
 # Published: R^2 and p of the power model in layer 2.
 PUBLISHED = {"bird": (0.9220, 1.05e-5), "static": (0.8996, 2.90e-5)}
@@ -47,9 +48,6 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2, (32, 32)).astype(np.float64)[None].repeat(3, 0)
 
 
-PRINTED = {"bird": 1, "static": 0}  # the figures' bird of `birds`, and seed of `noise`
-
-
 def picture(name: str) -> np.ndarray:
     """`bird` or `static`, as the figures show them: (3, 32, 32) float64 in [0, 1]."""
     return noise(PRINTED[name]) if name == "static" else birds()[PRINTED[name]]
@@ -59,35 +57,24 @@ def filtered(filters: dict[str, np.ndarray], layer: str, way: str, image: np.nda
     """What a layer's filters make of an image: (filters, height, width), half as high and wide where layer 1 has pooled.
 
     The paper does not say what the second layer is applied to. `image`: each filter's mean over its channels, to the image's
-    mean over colours, as to any picture. `through`: to what the first layer makes of the image, ReLU and pooling included, as
-    in the network (without its biases, which the paper does not save).
+    mean over colours. `through`: to what the first layer makes of the image, ReLU and pooling included, without biases.
 
     Args:
         filters: by layer, (filters, channels, 5, 5).
-        layer, way: a name in `LAYERS`, and one of its `WAYS`.
+        layer, way: one of `WAYS`.
         image: (3, height, width), both even.
         rim: as in `rwclib.analysis.softness.responses`, of the layer's own filters.
     """
-    filters = {name: weights.astype(np.float64) for name, weights in filters.items()}
-    if filters["conv1"].shape[1] == 1:  # a network for grey images
+    own, first = filters[layer], filters["conv1"]
+    if first.shape[1] == 1:  # a network for grey images
         image = image.mean(0, keepdims=True)
-    if way == "image" and layer == "conv1":
-        return softness.responses(filters["conv1"], image, rim)
-    if way == "image":
-        return softness.responses(filters[layer].mean(1, keepdims=True), image.mean(0, keepdims=True), rim)
-    first = np.maximum(softness.responses(filters["conv1"], image), 0)
-    count, height, width = first.shape
-    pooled = first.reshape(count, height // 2, 2, width // 2, 2).max((2, 4))
-    return softness.responses(filters[layer], pooled, rim)
-
-
-@dataclass(frozen=True)
-class Session:
-    """One session's settings and what it recorded last: filters by layer, (filters, channels, 5, 5)."""
-
-    iterations: int
-    seed: int
-    filters: dict[str, np.ndarray]
+    if way == "through":
+        seen = np.maximum(softness.responses(first, image), 0)
+        count, height, width = seen.shape
+        image = seen.reshape(count, height // 2, 2, width // 2, 2).max((2, 4))
+    elif layer == "conv2":
+        own, image = own.astype(np.float64).mean(1, keepdims=True), image.mean(0, keepdims=True)
+    return softness.responses(own, image, rim)
 
 
 def profiles(tables: archive.Tables) -> list[str]:
@@ -109,13 +96,13 @@ def select_profile(tables: archive.Tables, profile: str, dataset: str | None = N
 
 def judgeable(tables: archive.Tables) -> list[str]:
     """The profiles of which all planned CIFAR-10 sessions are there, and some of `LATE` iterations or more, the most telling last."""
-    names = []
-    for name in profiles(tables):
-        planned = SIZES[name]["sessions"]
-        counts = select_profile(tables, name, DATASETS[0]).runs["iterations"].value_counts()
-        if max(planned) >= LATE and all(counts.get(length, 0) >= count for length, count in planned.items()):
-            names.append(name)
-    return names
+
+    def complete(profile: str) -> bool:
+        planned = pd.Series(SIZES[profile]["sessions"])
+        counts = select_profile(tables, profile, DATASETS[0]).runs["iterations"].value_counts()
+        return planned.index.max() >= LATE and (counts.reindex(planned.index, fill_value=0) >= planned).all()
+
+    return [profile for profile in profiles(tables) if complete(profile)]
 
 
 def at_largest_profile(tables: archive.Tables) -> archive.Tables:
@@ -150,23 +137,25 @@ def r_squared_caption(tables: archive.Tables, table: pd.DataFrame) -> str:
     )
 
 
-def examples(tables: archive.Tables) -> tuple[Session, Session, Session]:
-    """A session of the figures' fewer iterations and two of the more: 2,000 and 30,000, or the nearest lengths there are.
+def sessions(tables: archive.Tables) -> Iterator[tuple[pd.Series, np.ndarray, dict[str, np.ndarray]]]:
+    """Settings, recorded iterations (n,), and by layer the filters (n, filters, channels, 5, 5) of each session."""
+    for run in tables.runs.sort_values(["profile", "iterations", "seed"]).itertuples(index=False):
+        arrays = {layer: tables.arrays[run.hash, f"filters_{layer}"] for layer in LAYERS}
+        yield run, tables.arrays[run.hash, "filters_iterations"], arrays
+
+
+def examples(tables: archive.Tables) -> list[tuple[pd.Series, dict[str, np.ndarray]]]:
+    """Settings and last filters of one session of 2,000 iterations and two of 30,000, or of the nearest lengths there are.
 
     The third is of another seed where there are two of its length.
     """
-    lengths = sorted(tables.runs["iterations"].unique())
-
-    def nearest(wanted: int, among: Sequence[int]) -> int:
-        return min(among, key=lambda length: abs(np.log(length / wanted)))
-
-    more = nearest(LATE, lengths)
-    fewer = nearest(EARLY, [length for length in lengths if length < more] or lengths)
-    kept: dict[int, list[Session]] = {}
-    for run, _, filters in sessions(tables):
-        last = {layer: recorded[-1] for layer, recorded in filters.items()}
-        kept.setdefault(run.iterations, []).append(Session(run.iterations, run.seed, last))
-    return kept[fewer][0], kept[more][0], kept[more][-1]
+    lengths = np.unique(tables.runs["iterations"])
+    more = lengths[abs(np.log(lengths / LATE)).argmin()]
+    below = lengths[lengths < more] if more > lengths[0] else lengths
+    fewer = below[abs(np.log(below / EARLY)).argmin()]
+    last = [(run, {layer: kept[-1] for layer, kept in filters.items()}) for run, _, filters in sessions(tables)]
+    few, many = ([session for session in last if session[0].iterations == length] for length in (fewer, more))
+    return [few[0], many[0], many[-1]]
 
 
 def accuracy(tables: archive.Tables) -> pd.DataFrame:
@@ -176,76 +165,45 @@ def accuracy(tables: archive.Tables) -> pd.DataFrame:
     return table.loc[table["hash"] == longest["hash"], ["iteration", "test_top1"]].reset_index(drop=True)
 
 
-def akaike(scores: pd.DataFrame) -> pd.DataFrame:
-    """`rwclib.analysis.softness.aic` of every layer, way and image of `scores`."""
-    parts = [
-        softness.aic(rows["iterations"], rows["score"]).assign(layer=layer, way=way, image=image)
-        for (layer, way, image), rows in scores.groupby(["layer", "way", "image"], sort=False)
-    ]
-    return pd.concat(parts, ignore_index=True)[["layer", "way", "image", "model", "a", "b", "rss", "aic", "delta"]]
+def _recorded(tables: archive.Tables, all_iterations: bool) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
+    """Each session's profile, seed, iterations and iteration, and its filters by layer then: after the first and the last, or all."""
+    for run, iterations, filters in sessions(tables):
+        for place, iteration in enumerate(iterations):
+            if all_iterations or iteration in (1, run.iterations):
+                key = {"profile": run.profile, "seed": run.seed, "iterations": run.iterations, "iteration": iteration}
+                yield key, {layer: kept[place] for layer, kept in filters.items()}
 
 
-def power_residuals(scores: pd.DataFrame, image: str = "bird") -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Of layer 2, in both readings: title, log iterations and the residuals of log scores from the power model's line."""
-    residuals = []
-    for way in WAYS["conv2"]:
-        rows = scores.query("layer == 'conv2' and way == @way and image == @image")
-        line = softness.fit(rows["iterations"], rows["score"], "power")
-        residuals.append((f"layer 2, {way}", np.log(rows["iterations"].to_numpy()), line["residuals"]))
-    return residuals
-
-
-def sessions(tables: archive.Tables) -> Iterator[tuple[pd.Series, np.ndarray, dict[str, np.ndarray]]]:
-    """Settings, recorded iterations (n,), and by layer the filters (n, filters, channels, 5, 5) of each session."""
-    for run in tables.runs.sort_values(["profile", "iterations", "seed"]).itertuples(index=False):
-        arrays = {layer: tables.arrays[run.hash, f"filters_{layer}"] for layer in LAYERS}
-        yield run, tables.arrays[run.hash, "filters_iterations"], arrays
+def _ends(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["iteration"] == table["iterations"]].reset_index(drop=True)
 
 
 def scores(
-    tables: archive.Tables,
-    all_iterations: bool = False,
-    pictures: Mapping[str, np.ndarray] | None = None,
-    rim: bool = True,
+    tables: archive.Tables, all_iterations: bool = False, pictures: Mapping | None = None, rim: bool = True
 ) -> pd.DataFrame:
     """Softness of every session, layer, way and image: the sum of the scores of the layer's filtered images.
 
     Args:
         tables: as `select_profile` gives them.
         all_iterations: also those recorded on the way to the last.
-        pictures: other images than `IMAGES`, (3, height, width) each, by name.
-        rim: as in `filtered`.
+        pictures: other images than `IMAGES`, (3, height, width) each, by name; `rim` as in `filtered`.
 
     Returns:
         profile, seed, iterations (of the session), iteration (at which), layer, way, image, limit (the `SOFT` quantile of the
         images that filters of all sessions make after their first iteration), score, filters, soft (number of images below it).
     """
-    pictures = pictures or {name: picture(name) for name in IMAGES}
-    rows = []
-    for run, iterations, recorded in sessions(tables):
-        for place, iteration in enumerate(iterations):
-            if not all_iterations and iteration not in (1, run.iterations):
-                continue
-            filters = {layer: kept[place] for layer, kept in recorded.items()}
-            for (layer, way), (name, image) in itertools.product(_WAYS, pictures.items()):
-                rows.append({
-                    "profile": run.profile, "seed": run.seed, "iterations": run.iterations, "iteration": iteration,
-                    "layer": layer, "way": way, "image": name,
-                    "each": softness.softness_scores(filtered(filters, layer, way, image, rim)),
-                })  # fmt: skip
+    rows, pictures = [], pictures or {name: picture(name) for name in IMAGES}
+    for key, filters in _recorded(tables, all_iterations):
+        for (layer, way), (name, image) in itertools.product(WAYS, pictures.items()):
+            each = softness.softness_scores(filtered(filters, layer, way, image, rim))
+            rows.append({**key, "layer": layer, "way": way, "image": name, "each": each})
     table = pd.DataFrame(rows)
-    untrained = table[table["iteration"] == 1].groupby(["layer", "way", "image"])["each"]
+    untrained = table[table["iteration"] == 1].groupby(_KEYS)["each"]
     limits = untrained.agg(lambda parts: np.quantile(np.concatenate(list(parts)), SOFT)).rename("limit")
-    table = table.join(limits, on=["layer", "way", "image"])
+    table = table.join(limits, on=_KEYS)
     table["score"], table["filters"] = table["each"].map(np.sum), table["each"].map(len)
-    table["soft"] = [int((each < limit).sum()) for each, limit in zip(table["each"], table["limit"], strict=True)]
-    table = table.drop(columns="each")
-    return table if all_iterations else table[table["iteration"] == table["iterations"]].reset_index(drop=True)
-
-
-def panel(scores: pd.DataFrame) -> pd.Series:
-    """Layer, and of layer 2 the reading, in words."""
-    return scores["layer"].where(scores["layer"] == "conv1", scores["layer"] + ", " + scores["way"])
+    table["soft"] = [(each < limit).sum() for each, limit in zip(table["each"], table["limit"], strict=True)]
+    return table.drop(columns="each") if all_iterations else _ends(table.drop(columns="each"))
 
 
 def clustering(tables: archive.Tables, all_iterations: bool = False) -> pd.DataFrame:
@@ -253,29 +211,45 @@ def clustering(tables: archive.Tables, all_iterations: bool = False) -> pd.DataF
 
     Columns: profile, seed, iterations, iteration, layer, morans_i; at the end, or also at all recorded `iteration`s.
     """
-    rows = []
-    for run, iterations, filters in sessions(tables):
-        for place in range(len(iterations)) if all_iterations else [len(iterations) - 1]:
-            for layer, kept in filters.items():
-                rows.append({
-                    "profile": run.profile, "seed": run.seed, "iterations": run.iterations, "iteration": iterations[place],
-                    "layer": layer, "morans_i": float(np.nanmean(softness.morans_i(kept[place]))),
-                })  # fmt: skip
-    return pd.DataFrame(rows)
+    table = pd.DataFrame([
+        {**key, "layer": layer, "morans_i": float(np.nanmean(softness.morans_i(kept)))}
+        for key, filters in _recorded(tables, all_iterations) for layer, kept in filters.items()
+    ])  # fmt: skip
+    return table if all_iterations else _ends(table)
+
+
+def panel(scores: pd.DataFrame) -> pd.Series:
+    """Layer, and of layer 2 the reading, in words."""
+    return scores["layer"].where(scores["layer"] == "conv1", scores["layer"] + ", " + scores["way"])
+
+
+def akaike(scores: pd.DataFrame) -> pd.DataFrame:
+    """`rwclib.analysis.softness.aic` of every layer, way and image of `scores`."""
+    parts = scores.groupby(_KEYS, sort=False)
+    return (
+        parts.apply(lambda rows: softness.aic(rows["iterations"], rows["score"]))
+        .reset_index(_KEYS)
+        .reset_index(drop=True)
+    )
+
+
+def power_residuals(scores: pd.DataFrame) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Of layer 2 and the bird, in both readings: title, log iterations and the residuals of log scores from the power model's line."""
+    residuals = []
+    for way in ("through", "image"):
+        rows = scores.query("layer == 'conv2' and way == @way and image == 'bird'")
+        line = softness.fit(rows["iterations"], rows["score"], "power")
+        residuals.append((f"layer 2, {way}", np.log(rows["iterations"].to_numpy()), line["residuals"]))
+    return residuals
 
 
 def fits(scores: pd.DataFrame) -> pd.DataFrame:
-    """The three straight lines of every layer, way and image over `scores`: n, R, R^2, slope, p, as `rwclib.analysis.softness.fit`."""
+    """The three straight lines of every layer, way and image over `scores`: n, r, r2, slope, p of `rwclib.analysis.softness.fit`."""
     lines = []
-    for (layer, way, image), rows in scores.groupby(["layer", "way", "image"], sort=False):
-        for law in softness.LAWS:
-            line = softness.fit(rows["iterations"], rows["score"], law)
-            lines.append({"layer": layer, "way": way, "image": image, "model": law,
-                          **{key: line[key] for key in ("n", "r", "r2", "slope", "p")}})  # fmt: skip
-    return pd.DataFrame(lines)
-
-
-NOISES = 12  # static images
+    for (key, rows), law in itertools.product(scores.groupby(_KEYS, sort=False), softness.LAWS):
+        line = softness.fit(rows["iterations"], rows["score"], law)
+        lines.append(dict(zip(_KEYS, key, strict=True)) | {"model": law} | line)
+    return pd.DataFrame(lines)[[*_KEYS, "model", "n", "r", "r2", "slope", "p"]]
 
 
 def r_squared(tables: archive.Tables) -> pd.DataFrame:
@@ -283,8 +257,7 @@ def r_squared(tables: archive.Tables) -> pd.DataFrame:
 
     Columns: panel (layer and reading), layer, way, model, image, picture (number), printed (whether it is the figures'), n, r, r2, slope, p.
     """
-    pictures = {("bird", k): bird for k, bird in enumerate(birds())}
-    pictures |= {("static", k): noise(k) for k in range(NOISES)}
+    pictures = {("bird", k): bird for k, bird in enumerate(birds())} | {("static", k): noise(k) for k in range(NOISES)}
     lines = fits(scores(tables, pictures=pictures))
     lines[["image", "picture"]] = pd.DataFrame(lines["image"].tolist(), lines.index)
     lines["printed"] = lines["picture"] == lines["image"].map(PRINTED)

@@ -12,6 +12,8 @@ from rwclib.errors import ConfigError
 from rwclib.runs import data
 from rwclib.runs.config import RunConfig, check_profile
 
+Some = Sequence | None  # of models, data sets or seeds: None for the study's own
+
 STUDY = "softness"
 NETWORKS = {"softness_cnn": "two convolutions, two linear layers"}
 DATASETS = ("cifar10",)
@@ -36,21 +38,11 @@ def run_config(profile: str, iterations: int, seed: int, dataset: str = "cifar10
     )  # fmt: skip
 
 
-def runs(
-    profile: str,
-    *,
-    models: Sequence[str] | None = None,
-    datasets: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-) -> list[RunConfig]:
+def runs(profile: str, *, models: Some = None, datasets: Some = None, seeds: Some = None) -> list[RunConfig]:
     """The sessions at a profile, each with a seed of its own, counted through; of these, only `seeds` where given."""
-    for model in models or ():
-        if model not in NETWORKS:
-            raise ConfigError(f"unknown model {model!r} in study {STUDY}; known: {', '.join(NETWORKS)}")
+    unknown = [model for model in models or () if model not in NETWORKS]
+    if unknown:
+        raise ConfigError(f"unknown model {unknown[0]!r} in study {STUDY}; known: {', '.join(NETWORKS)}")
     lengths = [length for length, count in SIZES[check_profile(profile)]["sessions"].items() for _ in range(count)]
-    return [
-        run_config(profile, length, seed, dataset)
-        for dataset in (datasets or DATASETS)
-        for seed, length in enumerate(lengths)
-        if not seeds or seed in seeds
-    ]
+    sessions = [(seed, length) for seed, length in enumerate(lengths) if not seeds or seed in seeds]
+    return [run_config(profile, length, seed, dataset) for dataset in datasets or DATASETS for seed, length in sessions]

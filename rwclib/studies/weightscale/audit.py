@@ -15,8 +15,6 @@ from rwclib.analysis import claims, clustering
 from rwclib.runs import archive, data, models
 from rwclib.runs.config import PROFILES
 from rwclib.studies import captions
-from rwclib.studies import layerwise as first_study
-from rwclib.studies.layerwise import two_definitions
 from rwclib.studies.stored import stored
 from rwclib.studies.study import prepare, under
 from rwclib.studies.weightscale import claims as own_claims
@@ -25,53 +23,43 @@ from rwclib.studies.weightscale.runs import NETWORKS, RESNETS, resolutions
 from rwclib.tracker import weight_tensors
 
 
-def published() -> tuple[list[dict], pd.DataFrame]:
-    """What the release's notebooks print and its figures show, by panel, and the label of every layer there.
+def published() -> list[dict]:
+    """What the release's notebooks print and its figures show, a dictionary per panel.
 
-    Panels: model, dataset, group, k, sizes by label; for ResNets the first two epochs of the printed centroids, else the
-    inertia of the partition; and an independent computation's inertias for k = 1 to 17 (best of 50 starts), of the curves and in
-    2-D. Labels: model, dataset, group, layer, label.
+    Keys: model, dataset, group, k, sizes by label, labels of the layers in order of depth; for ResNets the first two epochs of
+    the printed centroids, else the inertia of the partition; and an independent computation's inertias for k = 1 to 17 (best
+    of 50 starts), of the curves (`scree`) and in 2-D (`scree_2d`).
     """
-    folder = Path(__file__).parent
-    panels = json.loads((folder / "published.json").read_text())
-    return panels, pd.read_csv(folder / "labels.csv")
+    return json.loads(Path(__file__).with_name("published.json").read_text())
 
 
-def _panels(arrays: pd.DataFrame) -> Iterator[tuple[dict, np.ndarray, list[int]]]:
-    """Each panel of `published` whose array is there, its cleaned curves (layers, epochs) and published labels (layers,)."""
-    panels, labels = published()
-    keys = ["model", "dataset", "group"]
-    for panel in panels:
+def panels(arrays: pd.DataFrame) -> Iterator[tuple[dict, figures.Panel]]:
+    """Each panel of `published` whose array is there, and its curves as the paper prepares them."""
+    for panel in published():
         rows = arrays[(arrays["model"] == panel["model"]) & (arrays["dataset"] == panel["dataset"])]
         if len(rows):
-            curves = figures.curves(rows, panel["group"], "rwc_elementwise")
-            known = labels[(labels[keys] == [panel[key] for key in keys]).all(axis=1)].set_index("layer")["label"]
-            yield panel, curves.to_numpy(), known.loc[curves.index].tolist()
+            yield panel, figures.panel(rows, panel["dataset"], panel["group"], "rwc_elementwise")
 
 
 @stored
 def recluster(arrays: pd.DataFrame, n_init: int = 10, repeats: int = 20) -> pd.DataFrame:
-    """Every published partition beside what k-means finds on the released arrays, one row per panel.
-
-    Args:
-        arrays: tables of released arrays (`release.available`).
-        n_init: starts of each seed's clustering.
-        repeats: seeds tried.
+    """Every published partition beside what k-means finds on the released arrays from `repeats` seeds with `n_init` starts each.
 
     Returns:
-        model, dataset, group, layers, k; `published sizes`; `fixed point`: whether k-means would leave the published
-        partition as it is; its inertia, and the least there is (`best`, of `clustering.least`), with `best sizes`; adjusted
-        Rand index of the seeds' partitions with the published one: least, median, largest.
+        One row per panel: model, dataset, group, layers, k, `published sizes`, `fixed point` (whether k-means would leave the
+        published partition as it is), its inertia, and the least there is (`best`) with `best sizes`; and the adjusted Rand
+        index of the seeds' partitions with the published one: least, median, largest.
     """
     from sklearn.metrics import adjusted_rand_score
 
     rows = []
-    for panel, curves, known in _panels(arrays):
-        partition, least = clustering.partition(curves, known), clustering.least(curves, panel["k"])[panel["k"]]
-        by_seed = [clustering.cluster(curves, panel["k"], seed, n_init).labels for seed in range(repeats)]
+    for panel, ours in panels(arrays):
+        curves, known, k = ours.curves.to_numpy(), panel["labels"], panel["k"]
+        partition, least = clustering.partition(curves, known), clustering.least(curves, k)[k]
+        by_seed = [clustering.cluster(curves, k, seed, n_init).labels for seed in range(repeats)]
         scores = [adjusted_rand_score(known, labels) for labels in by_seed]
         rows.append({
-            **{key: panel[key] for key in ("model", "dataset", "group")}, "layers": len(known), "k": panel["k"],
+            "model": ours.model, "dataset": ours.dataset, "group": ours.group, "layers": len(known), "k": k,
             "published sizes": sorted(partition.sizes), "fixed point": clustering.is_fixed_point(curves, known),
             "inertia": partition.inertia, "best": least.inertia, "best sizes": sorted(least.sizes),
             "ARI least": min(scores), "median": float(np.median(scores)), "largest": max(scores),
@@ -85,63 +73,43 @@ def centroids(arrays: pd.DataFrame) -> pd.DataFrame:
     Columns: dataset, layers, published layers (numbers in the cluster), then for epochs 1 and 2 ours and published.
     """
     rows = []
-    for panel, curves, _ in _panels(arrays):
-        if "centroids" not in panel:
-            continue
-        least = clustering.least(curves, panel["k"])[panel["k"]]
-        ours = sorted(zip(least.centroids[:, :2].tolist(), least.sizes, strict=True))
-        theirs = sorted(zip(panel["centroids"], panel["sizes"], strict=True))
-        for ((first, second), size), ((first_printed, second_printed), printed_size) in zip(ours, theirs, strict=True):
-            rows.append({
-                "dataset": panel["dataset"], "layers": size, "published layers": printed_size,
-                "epoch 1": first, "epoch 1, published": first_printed,
-                "epoch 2": second, "epoch 2, published": second_printed,
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+    for panel, ours in panels(arrays):
+        if "centroids" in panel:
+            least = clustering.least(ours.curves.to_numpy(), panel["k"])[panel["k"]]
+            here = sorted(zip(least.centroids[:, :2].tolist(), least.sizes, strict=True))
+            printed = sorted(zip(panel["centroids"], panel["sizes"], strict=True))
+            for (epochs, size), (printed_epochs, printed_size) in zip(here, printed, strict=True):
+                rows.append((panel["dataset"], size, printed_size, *np.ravel([epochs, printed_epochs], "F")))
+    columns = ["epoch 1", "epoch 1, published", "epoch 2", "epoch 2, published"]
+    return pd.DataFrame(rows, columns=["dataset", "layers", "published layers", *columns])
 
 
 def scree(arrays: pd.DataFrame) -> pd.DataFrame:
-    """`figures.scree` of every released panel, with its dataset, model, group, definition and published k."""
-    parts = [
-        figures.scree(curves).assign(
-            dataset=panel["dataset"], model=panel["model"], group=panel["group"], definition="elementwise", published=panel["k"]
-        )
-        for panel, curves, _ in _panels(arrays)
-    ]  # fmt: skip
-    return pd.concat(parts, ignore_index=True)
+    """`figures.scree` of every released panel, as `figures.join_panels`."""
+    return figures.join_panels(
+        [panel for _, panel in panels(arrays)], lambda panel: figures.scree(panel.curves.to_numpy())
+    )
 
 
 def identity(arrays: pd.DataFrame) -> pd.DataFrame:
     """Weight tensors of the released ResNet beside those of ours: number, convolutions per block, shortcuts, same names."""
-    plain = [
-        name.replace("shortcut.0", "downsample.0").replace("linear.", "fc.")
-        for name in dict.fromkeys(arrays.loc[arrays["model"] == "resnet34", "layer"])
-    ]
-    ours = {
-        NETWORKS[name]["title"]: [
-            tensor.removesuffix(".weight") for tensor in weight_tensors(models.build(name, num_classes=10))
-        ]
-        for name in RESNETS
-    }
-    released = [name.removesuffix(".weight") for name in plain]
+    released = arrays.loc[arrays["model"] == "resnet34", "layer"].unique()
+    networks = {"released": [name.replace("shortcut.0", "downsample.0").replace("linear.", "fc.") for name in released]}
+    networks |= {NETWORKS[name]["title"]: list(weight_tensors(models.build(name, num_classes=10))) for name in RESNETS}
     return pd.DataFrame([
         {
             "network": title, "weight tensors": len(names),
             "convolutions per block": sum(name.startswith("layer1.0.conv") for name in names),
-            "shortcuts": sum("downsample" in name for name in names), "released names": sorted(names) == sorted(released),
+            "shortcuts": sum("downsample" in name for name in names),
+            "released names": sorted(names) == sorted(networks["released"]),
         }
-        for title, names in {"released": released, **ours}.items()
+        for title, names in networks.items()
     ])  # fmt: skip
 
 
 def infinities(arrays: pd.DataFrame) -> pd.DataFrame:
     """The infinite values of released arrays: model, dataset, layer, epoch."""
     return arrays.loc[np.isinf(arrays["rwc_elementwise"]), ["model", "dataset", "layer", "epoch"]]
-
-
-def exact_zeros(seeds: Sequence[int] = first_study.SEEDS) -> pd.DataFrame:
-    """Layers of ResNet-34 with an initial weight of exactly 0, by seed (`-` if none). A zero that moves makes an infinity."""
-    return two_definitions.exact_zeros(seeds, ["resnet34"])[["seed", "layers"]]
 
 
 def tails(arrays: pd.DataFrame, thresholds: Sequence[float] = (10, 20, 50, 100)) -> pd.DataFrame:
@@ -152,11 +120,9 @@ def tails(arrays: pd.DataFrame, thresholds: Sequence[float] = (10, 20, 50, 100))
     thresholds reach into the bulk of the values.
     """
     rows = []
-    for (model, dataset), array in arrays.groupby(["model", "dataset"], sort=False):
-        values = array["rwc_elementwise"][np.isfinite(array["rwc_elementwise"])]
-        counts = {x: int((values > x).sum()) for x in thresholds}
-        first = thresholds[0]
-        rows += [(model, dataset, x, n, counts[first] * first / x) for x, n in counts.items()]
+    for (model, dataset), values in arrays.groupby(["model", "dataset"], sort=False)["rwc_elementwise"]:
+        counts = [int((values[np.isfinite(values)] > x).sum()) for x in thresholds]
+        rows += [(model, dataset, x, n, counts[0] * thresholds[0] / x) for x, n in zip(thresholds, counts, strict=True)]
     return pd.DataFrame(rows, columns=["model", "dataset", "above", "values", "1/x predicts"])
 
 
@@ -178,14 +144,14 @@ def gradient_fractions(image_size: int, width: int = 64) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def depthwise(arrays: pd.DataFrame, dataset: str, image_size: int = 32) -> pd.DataFrame:
+def depthwise(arrays: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """The released depthwise changes and the share of weights with a gradient, by layer: is one explained by the other?
 
     Columns: layer, stage, fraction, median (of the cleaned curve), median / fraction.
     """
     rows = arrays[(arrays["model"] == "efficientnet_b4") & (arrays["dataset"] == dataset)]
     median = figures.curves(rows, "DW", "rwc_elementwise").median(axis=1)
-    table = gradient_fractions(image_size).set_index("layer").loc[median.index].assign(median=median).reset_index()
+    table = gradient_fractions(32).set_index("layer").loc[median.index].assign(median=median).reset_index()
     return table.assign(**{"median / fraction": table["median"] / table["fraction"]})
 
 
@@ -195,33 +161,26 @@ def prepare_pair(profile: str, **rest: object) -> archive.Tables:
 
 
 def resolution_table(pair: archive.Tables) -> pd.DataFrame:
-    """Depthwise change at 32 pixels beside a larger size, one row per layer, of the most telling pair of runs.
+    """Depthwise change at 32 pixels beside a larger size, one row per layer, of the most telling pair of runs (`prepare_pair`).
 
-    Args:
-        pair: as `prepare_pair` gives them.
-
-    Returns:
-        profile, layer, stage, then per size `<size> px` (median Eq. 1 over the epochs after the first). Empty if no profile
-        has both runs.
+    Columns: profile, layer, stage, then per size `<size> px` (median Eq. 1 after the first epoch). Empty without such a pair.
     """
     rows = pair.layers[(pair.layers["epoch"] > 1) & (pair.layers["group"] == "DW")]
-    whole = rows.groupby("profile")["hash"].nunique() == 2
-    profiles = [name for name in PROFILES if whole.get(name, False)]
-    if not profiles:
+    rows = rows.merge(pair.runs[["hash", "image_size"]].drop_duplicates())
+    whole = set(rows["profile"][rows.groupby("profile")["hash"].transform("nunique") == 2])
+    if not whole:
         return pd.DataFrame()
-    rows = rows[rows["profile"] == profiles[-1]]
-    size = rows["hash"].map(pair.runs.drop_duplicates("hash").set_index("hash")["image_size"])
-    wide = rows.assign(size=size).pivot_table("rwc", ["profile", "depth", "layer"], "size", "median").droplevel("depth")
-    wide = wide.rename(columns="{} px".format).reset_index()
+    rows = rows[rows["profile"] == max(whole, key=list(PROFILES).index)]
+    wide = rows.pivot_table("rwc", ["profile", "depth", "layer"], "image_size", "median").droplevel("depth")
+    wide = wide.rename(columns="{} px".format).reset_index().rename_axis(columns=None)
     wide.insert(2, "stage", wide["layer"].str.split(".").str[1].astype(int))
-    return wide.rename_axis(columns=None)
+    return wide
 
 
 def resolution_caption(pair: archive.Tables, table: pd.DataFrame) -> str:
     """What `resolution_table` shows, the size of its two runs beside the published, and how far they have learned."""
-    profile = table["profile"].iloc[0]
     runs, layers, last = (
-        rows[rows["profile"] == profile]
+        rows[rows["profile"] == table["profile"].iloc[0]]
         for rows in (pair.runs.sort_values("image_size"), pair.layers, archive.last_epochs(pair.epochs))
     )
     run, tops = runs.iloc[0], last.set_index("hash")["train_top1"]
@@ -234,13 +193,10 @@ def resolution_caption(pair: archive.Tables, table: pd.DataFrame) -> str:
 
 
 def trace(epochs: int = 3, seed: int = 0) -> pd.DataFrame:
-    """Which single weight makes a layer's elementwise mean: a small ResNet-34 trained on the bundled images.
+    """Which single weight makes a layer's elementwise mean: a ResNet-34 of width 8 on 1,024 images of the bundled sample, Adam at 1e-3.
 
-    Width 8, Adam at 1e-3, 1,024 images of the Fashion-MNIST sample.
-
-    Returns:
-        One row per epoch and layer: epoch, layer, rwc (Eq. 1), rwc_elementwise, `largest share` (of the elementwise sum that
-        one weight makes), `weight` (that weight's size over the layer's median size, before the epoch).
+    Columns: epoch, layer, rwc (Eq. 1), rwc_elementwise, `largest share` (of the elementwise sum that one weight makes),
+    `weight` (that weight's size over the layer's median size, before the epoch).
     """
     images = data.load(data.SAMPLE).subset(1024, 256)
     batches = data.Batches(images.x_train, images.y_train, image_size=32, normalize="none", device=torch.device("cpu"))
@@ -255,8 +211,7 @@ def trace(epochs: int = 3, seed: int = 0) -> pd.DataFrame:
             optimizer.step()
         for name, weight in weight_tensors(network).items():
             step, size = (weight.detach() - before[name]).abs().flatten(), before[name].abs().flatten()
-            ratio = step / size
-            top = int(ratio.argmax())
+            ratio, top = step / size, int((step / size).argmax())
             rows.append({
                 "epoch": epoch, "layer": name, "rwc": float(step.sum() / size.sum()), "rwc_elementwise": float(ratio.mean()),
                 "largest share": float(ratio[top] / ratio.sum()), "weight": float(size[top] / size.median()),

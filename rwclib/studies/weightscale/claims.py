@@ -17,7 +17,7 @@ from rwclib.studies.study import Study
 from rwclib.studies.weightscale import figures
 from rwclib.studies.weightscale.runs import NETWORKS, RESNETS, grid, runs
 
-TOGETHER = 0.9  # share of two blocks' layers in one cluster, at least, to be "part of the same cluster"
+ONE_CLUSTER = 0.9  # share of two blocks' layers in one cluster, at least, to be "part of the same cluster"
 _NET = "efficientnet_b4"
 
 
@@ -36,9 +36,9 @@ def _sets(dataset: str, a: str, b: str, **limits: float | None) -> Comparison:
 CLAIMS = (
     Claim("W1", "ResNet, CIFAR-10: change falls with depth (Spearman over the layers)", _depth("cifar10", -2.0, 0.0)),
     Claim("W2", "ResNet: change falls with depth on CIFAR-10 and rises on CIFAR-100", (*_depth("cifar10", -2.0, 0.0), *_depth("cifar100", 0.0, 2.0))),
-    Claim("W3", f"ResNet, SVHN: blocks 3 and 4 in one cluster ({TOGETHER:.0%} or more of their layers), changing alike (within 10%)",
+    Claim("W3", f"ResNet, SVHN: blocks 3 and 4 in one cluster ({ONE_CLUSTER:.0%} or more of their layers), changing alike (within 10%)",
           tuple(part for model in RESNETS for part in (
-              level(Cell(model, "svhn", "all", "cluster"), f"{model} svhn: share in one cluster", TOGETHER, 2.0),
+              level(Cell(model, "svhn", "all", "cluster"), f"{model} svhn: share in one cluster", ONE_CLUSTER, 2.0),
               similar(Cell(model, "svhn", "block4"), Cell(model, "svhn", "block3"))))),
     Claim("W4", "EfficientNet-B4, CIFAR-10, depthwise: the late third changes least",
           (_sets("cifar10", "early DW", "late DW"), _sets("cifar10", "middle DW", "late DW"))),
@@ -58,9 +58,8 @@ CLAIMS = (
 def _of_resnet(run: pd.DataFrame, late: pd.DataFrame, metric: str) -> Iterator[tuple[str, str, float]]:
     """Quantity, group and value of one ResNet run; `late` are its rows after the first epoch."""
     dataset = run["dataset"].iloc[0]
-    blocks = run.drop_duplicates("layer").set_index("layer")["group"]
-    for group in blocks[blocks.str.startswith("block")].unique():
-        yield "change", group, np.log(late.loc[late["group"] == group, metric].median())
+    for block, median in late.groupby("group", sort=False)[metric].median().filter(like="block").items():
+        yield "change", block, np.log(median)
     medians = late.groupby("depth")[metric].median()
     yield "depth", "all", float(spearmanr(medians.index, medians).statistic)
     curves = late.pivot(index="layer", columns="epoch", values=metric)
@@ -69,7 +68,7 @@ def _of_resnet(run: pd.DataFrame, late: pd.DataFrame, metric: str) -> Iterator[t
             yield "peak", group, np.log((curves.loc[layers].max(axis=1) / curves.loc[layers].median(axis=1)).median())
     if dataset == "svhn":
         clean = figures.curves(run, "all", metric)
-        inside = blocks[clean.index].isin(["block3", "block4"])
+        inside = clean.index.isin(run.loc[run["group"].isin(["block3", "block4"]), "layer"])
         yield "cluster", "all", np.bincount(least(clean.to_numpy(), 3)[3].labels[inside]).max() / inside.sum()
 
 
@@ -78,26 +77,26 @@ def _of_efficientnet(late: pd.DataFrame, metric: str) -> Iterator[tuple[str, str
     for primitive in ("DW", "PW"):
         rows = late[late["group"] == primitive].set_index("depth")[metric]
         depths = np.unique(rows.index)
-        for name, part in zip(("early", "middle", "late"), np.array_split(depths, 3), strict=True):
-            yield primitive, f"{name} {primitive}", np.log(rows[part].median())
-        for name, part in (("other", depths[:-2]), ("last two", depths[-2:])):
-            yield f"{primitive} ends", f"{name} {primitive}", np.log(rows[part].median())
+        thirds = zip(("early", "middle", "late"), np.array_split(depths, 3), strict=True)
+        ends = (("other", depths[:-2]), ("last two", depths[-2:]))
+        for quantity, parts in ((primitive, thirds), (f"{primitive} ends", ends)):
+            for name, part in parts:
+                yield quantity, f"{name} {primitive}", np.log(rows[part].median())
 
 
 def values(tables: archive.Tables) -> pd.DataFrame:
     """What each run says under both definitions, and its accuracies less the published; as `rwclib.analysis.claims.details` wants it."""
-    rows, keys = [], ["profile", "model", "dataset", "seed"]
-    for (profile, model, dataset, seed), run in tables.layers.groupby(keys, sort=False):
-        late = run[run["epoch"] > 1]
+    rows = []
+    for key, run in tables.layers.groupby(["profile", "model", "dataset", "seed"], sort=False):
+        (profile, model, dataset, seed), late = key, run[run["epoch"] > 1]
         for metric in DEFINITIONS.keys() & set(run):  # the released arrays have one
-            each = _of_resnet(run, late, metric) if model in RESNETS else _of_efficientnet(late, metric)
-            rows += [
-                (profile, DEFINITIONS[metric], model, name, dataset, group, seed, value) for name, group, value in each
-            ]
-    for row in archive.last_epochs(tables.epochs).itertuples() if len(tables.epochs) else ():
-        published = NETWORKS[row.model]["accuracy"].get(row.dataset, (np.nan,) * 4)
-        rows += [(row.profile, "-", row.model, "accuracy", row.dataset, kind, row.seed, getattr(row, kind) - value)
-                 for kind, value in zip(ACCURACIES, published, strict=True)]  # fmt: skip
+            measured = _of_resnet(run, late, metric) if model in RESNETS else _of_efficientnet(late, metric)
+            here = (profile, DEFINITIONS[metric], model)
+            rows += [(*here, quantity, dataset, group, seed, value) for quantity, group, value in measured]
+    for row in archive.last_epochs(tables.epochs).itertuples():
+        for kind, published in zip(ACCURACIES, NETWORKS[row.model]["accuracy"].get(row.dataset, ()), strict=False):
+            key = (row.profile, "-", row.model, "accuracy", row.dataset, kind, row.seed)
+            rows.append((*key, getattr(row, kind) - published))
     return pd.DataFrame(rows, columns=claims.VALUES)
 
 

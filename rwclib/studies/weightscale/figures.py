@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from rwclib.analysis import clustering, plotting, plotting_runs
 from rwclib.analysis.claims import DEFINITIONS
@@ -28,10 +29,10 @@ K = {
 
 # Figures of clustered curves. 1 and 5 are the scree plots of the ResNet and of EfficientNet.
 FIGURES = {
-    2: ("resnet", "cifar10", "all"), 3: ("resnet", "cifar100", "all"), 4: ("resnet", "svhn", "all"),
-    6: ("efficientnet_b4", "cifar10", "DW"), 7: ("efficientnet_b4", "cifar100", "PW"),
-    8: ("efficientnet_b4", "svhn", "DW"),
+    ("ResNet", "cifar10", "all"): 2, ("ResNet", "cifar100", "all"): 3, ("ResNet", "svhn", "all"): 4,
+    ("EfficientNet", "cifar10", "DW"): 6, ("EfficientNet", "cifar100", "PW"): 7, ("EfficientNet", "svhn", "DW"): 8,
 }  # fmt: skip
+OUTLIERS = 1 / 8  # of the layers, at most, in an outlier cluster
 
 
 def groups(model: str) -> tuple[str, ...]:
@@ -41,10 +42,7 @@ def groups(model: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Panel:
-    """The curves of one network, data set, group of layers and definition, to be clustered.
-
-    curves: cleaned, one row per layer in order of depth, a column per epoch.
-    """
+    """The cleaned curves (layers in order of depth, epochs) of one network, data set, group of layers and definition."""
 
     model: str
     dataset: str
@@ -69,23 +67,25 @@ class Panel:
         return min(self.published, len(np.unique(self.curves, axis=0)))
 
     @property
+    def number(self) -> int | None:
+        """That of the published figure, if there is one."""
+        return FIGURES.get((NETWORKS[self.model]["title"].split("-")[0], self.dataset, self.group))
+
+    @property
     def title(self) -> str:
-        name = NETWORKS[self.model]["title"] + (f", {self.group}" if self.group != "all" else "")
-        return f"{name}, {self.definition}"
+        """The network, the primitive, the definition and the published figure."""
+        parts = (NETWORKS[self.model]["title"], self.group.replace("all", ""), self.definition)
+        return ", ".join(filter(None, parts)) + (f" (figure {self.number})" if self.number else "")
 
 
 def curves(layers: pd.DataFrame, group: str, metric: str) -> pd.DataFrame:
-    """One run's curves as the paper prepares them: (layers, epochs), infinities filled and outliers replaced.
+    """One run's `metric` as the paper prepares it: (layers, epochs), infinities filled and outliers replaced.
 
-    Args:
-        layers: tidy table of one run.
-        group: a primitive, or `all` layers but the first and the last.
-        metric: column of `layers`.
+    `group` is a primitive, or `all` layers but the first and the last.
     """
-    wide = layers.pivot(index=["depth", "layer"], columns="epoch", values=metric).droplevel("depth")
-    groups = layers.drop_duplicates("layer").set_index("layer")["group"].loc[wide.index]
-    wide = wide.iloc[1:-1] if group == "all" else wide[groups == group]
-    wide = wide.dropna()  # NaN: a layer whose weights were all 0
+    wide = layers.pivot(index=["depth", "layer", "group"], columns="epoch", values=metric)
+    wide = wide.iloc[1:-1] if group == "all" else wide[wide.index.get_level_values("group") == group]
+    wide = wide.droplevel(["depth", "group"]).dropna()  # NaN: a layer whose weights were all 0
     return pd.DataFrame(clustering.clean(wide.to_numpy()), wide.index, wide.columns)
 
 
@@ -94,13 +94,14 @@ def panel(layers: pd.DataFrame, dataset: str, group: str, metric: str) -> Panel:
     return Panel(layers["model"].iloc[0], dataset, group, DEFINITIONS[metric], curves(layers, group, metric))
 
 
-def panels(tables: archive.Tables, model: str, dataset: str) -> list[Panel]:
-    """The panels of a model and data set at its largest profile and first seed: each group under both definitions."""
-    rows = at_largest_profile(tables.layers, model, dataset)
-    if rows.empty:
-        return []
-    rows = rows[rows["seed"] == rows["seed"].min()]
-    return [panel(rows, dataset, group, metric) for group in groups(model) for metric in DEFINITIONS]
+def panels(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> list[Panel]:
+    """Of each model and data set the panels at its largest profile and first seed: each group under both definitions."""
+    drawn = []
+    for dataset, model in itertools.product(datasets, models):
+        rows = at_largest_profile(tables.layers, model, dataset)
+        rows = rows[rows["seed"] == rows["seed"].min()]
+        drawn += [panel(rows, dataset, group, metric) for group in groups(model) for metric in DEFINITIONS if len(rows)]
+    return drawn
 
 
 def figure_table(drawn: Sequence[Panel]) -> pd.DataFrame:
@@ -113,12 +114,12 @@ def figure_table(drawn: Sequence[Panel]) -> pd.DataFrame:
     for panel in drawn:
         for label in range(panel.k):
             members = np.flatnonzero(panel.labels == label)
-            values = panel.curves.iloc[members]
-            names = ", ".join(name.removesuffix(".weight") for name in values.index)
+            names = panel.curves.index[members].str.removesuffix(".weight")
+            values = panel.curves.iloc[members].to_numpy()
             rows.append({
                 "model": panel.model, "group": panel.group, "definition": panel.definition, "cluster": label,
-                "layers": len(members), "depth": f"{members[0] + 1}-{members[-1] + 1}", "mean": values.to_numpy().mean(),
-                "peak": values.to_numpy().max(), "names": names if len(members) < 3 else "",
+                "layers": len(members), "depth": f"{members[0] + 1}-{members[-1] + 1}", "mean": values.mean(),
+                "peak": values.max(), "names": ", ".join(names) if len(members) < 3 else "",
             })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -128,36 +129,25 @@ def draw(
 ) -> tuple[plotting.Figure, pd.DataFrame] | None:
     """Draw and save one data set's clustered curves, a row of panels per network and group, a column per definition.
 
-    Args:
-        tables: as `tables` gives them.
-        models: ResNets, or `efficientnet_b4`.
-        dataset: name.
-        folder, prefix: files are `<folder>/<prefix>_<figNN_><data set>_clusters.png` and `.pdf`.
-
-    Returns:
-        The figure and its numbers; None if no run is there.
+    Files are `<folder>/<prefix>_<figNN_><data set>_clusters.png` and `.pdf`. Returns the figure and its numbers; None without runs.
     """
-    drawn = [panel for model in models for panel in panels(tables, model, dataset)]
+    drawn = panels(tables, models, [dataset])
     if not drawn:
         return None
-    network = "resnet" if models[0].startswith("resnet") else models[0]
-    numbers = {group: number for number, (*key, group) in FIGURES.items() if key == [network, dataset]}
-    titles = [f"{p.title} (figure {numbers[p.group]})" if p.group in numbers else p.title for p in drawn]
     figure = plotting_runs.cluster_lines(
-        [(title, panel.curves, panel.labels) for title, panel in zip(titles, drawn, strict=True)],
+        [(panel.title, panel.curves, panel.labels) for panel in drawn],
         title=f"{data.get(dataset).title}: layers clustered by their relative weight change",
         caption=caption(tables, list(dict.fromkeys(panel.model for panel in drawn)), dataset),
     )
-    number = "".join(f"fig{number:02d}_" for number in numbers.values())
-    plotting.save(figure, folder, f"{prefix}_{number}{dataset}_clusters")
+    numbers = "".join(f"fig{number:02d}_" for number in sorted({panel.number for panel in drawn} - {None}))
+    plotting.save(figure, folder, f"{prefix}_{numbers}{dataset}_clusters")
     return figure, figure_table(drawn)
 
 
 def caption(tables: archive.Tables, models: Sequence[str], dataset: str) -> str:
     """The captions of several networks on one data set."""
-    lines = [
-        "cleaned as in the paper (infinities filled, outliers replaced by the layer's mean); clusters of the first seed"
-    ]
+    cleaned = "cleaned as in the paper (infinities filled, outliers replaced by the layer's mean)"
+    lines = [f"{cleaned}; clusters of the first seed"]
     for model in models:
         epochs = at_largest_profile(tables.runs, model, dataset)["epochs"].max()
         size, learned, copy = captions.caption(tables, model, dataset, length_words(epochs)).split("\n")
@@ -167,6 +157,7 @@ def caption(tables: archive.Tables, models: Sequence[str], dataset: str) -> str:
 
 
 def length_words(epochs: float) -> str:
+    """The number of epochs beside the published."""
     return f"{epochs:.0f} epoch{'s' if epochs > 1 else ''} (published: {EPOCHS})"
 
 
@@ -177,10 +168,20 @@ def depth_words(layers: pd.DataFrame) -> str:
 
 
 def scree_table(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
-    """Inertia and silhouette over k for every panel that has a run, as `scree`, beside the published k."""
-    return _of_panels(
-        tables, models, datasets, lambda panel: scree(panel.curves.to_numpy()).assign(published=panel.published)
-    )
+    """`scree` of every panel that has a run, as `join_panels`."""
+    return join_panels(panels(tables, models, datasets), lambda panel: scree(panel.curves.to_numpy()))
+
+
+def stabilities(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
+    """`stability` of every panel that has a run, as `join_panels`."""
+    return join_panels(panels(tables, models, datasets), lambda panel: stability(panel.curves.to_numpy(), panel.k))
+
+
+def join_panels(panels: Sequence[Panel], measure: Callable[[Panel], pd.DataFrame]) -> pd.DataFrame:
+    """Tables of panels below each other, with dataset, model, group, definition and published k."""
+    names = ("dataset", "model", "group", "definition", "published")
+    parts = [measure(panel).assign(**{name: getattr(panel, name) for name in names}) for panel in panels]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 @stored
@@ -200,27 +201,18 @@ def scree(curves: np.ndarray) -> pd.DataFrame:
 
 def choices(scree: pd.DataFrame) -> pd.DataFrame:
     """The numbers of clusters that `scree_table` suggests beside the published: one row per panel and space."""
-    keys = ["dataset", "model", "group", "definition", "space"]
-    rows = []
+    keys, rows = ["dataset", "model", "group", "definition", "space"], []
     for key, table in scree.groupby(keys, sort=False):
-        chosen = {kind: str(next(iter(table.loc[table[kind], "k"]), "-")) for kind in ("elbow", "best")}
-        row = dict(zip(keys, key, strict=True)) | chosen
-        rows.append(row | {"best silhouette": table["silhouette"].max(), "published": table["published"].iloc[0]})
-    return pd.DataFrame(rows)
-
-
-def stabilities(tables: archive.Tables, models: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
-    """`stability` of every panel that has a run, with its dataset, model, group and definition."""
-    return _of_panels(tables, models, datasets, lambda panel: stability(panel.curves.to_numpy(), panel.k))
+        elbow, best = (str(next(iter(table.loc[table[kind], "k"]), "-")) for kind in ("elbow", "best"))
+        rows.append((*key, elbow, best, table["silhouette"].max(), table["published"].iloc[0]))
+    return pd.DataFrame(rows, columns=[*keys, "elbow", "best", "best silhouette", "published"])
 
 
 @stored
 def stability(curves: np.ndarray, k: int) -> pd.DataFrame:
     """How far a partition into k clusters survives another random start or other epochs, by scale and method.
 
-    Returns:
-        One row per scale and method: median adjusted Rand index over starts (`seeds`) and over bootstraps of the epochs (`epochs`), of
-        `clustering.stability`.
+    Columns: scale, method, and of `clustering.stability` the median over starts (`seeds`) and over bootstraps of the `epochs`.
     """
     rows = []
     for scale, method in itertools.product(clustering.SCALES, clustering.METHODS):
@@ -229,25 +221,10 @@ def stability(curves: np.ndarray, k: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _of_panels(
-    tables: archive.Tables, models: Sequence[str], datasets: Sequence[str], measure: Callable[[Panel], pd.DataFrame]
-) -> pd.DataFrame:
-    """A table of every panel that has a run, below each other, with dataset, model, group and definition."""
-    parts = [
-        measure(panel).assign(dataset=dataset, model=model, group=panel.group, definition=panel.definition)
-        for dataset in datasets
-        for model in models
-        for panel in panels(tables, model, dataset)
-    ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
 def trends(layers: pd.DataFrame, metrics: dict[str, str] = DEFINITIONS) -> pd.DataFrame:
     """Spearman's rank correlation of depth and mean change over the layers of each group: +1 if later layers move more.
 
-    Args:
-        layers: tidy table; the means are those of the cleaned curves, averaged over seeds.
-        metrics: columns of it and what to call them.
+    The means are those of the cleaned curves, averaged over seeds; `metrics` are columns and what to call them.
     """
     rows = []
     for model, dataset in layers[["model", "dataset"]].drop_duplicates().itertuples(index=False):
@@ -256,12 +233,9 @@ def trends(layers: pd.DataFrame, metrics: dict[str, str] = DEFINITIONS) -> pd.Da
             row = {"model": model, "dataset": dataset, "group": group}
             for metric, name in metrics.items():
                 means = pd.concat([curves(run, group, metric).mean(axis=1) for run in seeds], axis=1).mean(axis=1)
-                row |= {"layers": len(means), name: means.corr(pd.Series(range(len(means)), means.index), "spearman")}
+                row |= {"layers": len(means), name: spearmanr(range(len(means)), means).statistic}
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-OUTLIERS = 1 / 8  # of the layers, at most, in an outlier cluster
 
 
 def spiking(run: pd.DataFrame, dataset: str) -> dict[str, list[str]]:
@@ -270,22 +244,22 @@ def spiking(run: pd.DataFrame, dataset: str) -> dict[str, list[str]]:
     Clusters are those of the elementwise curves at the published k.
     """
     clusters = panel(run, dataset, "all", "rwc_elementwise")
-    means = clusters.curves.mean(axis=1).to_numpy()
+    means = clusters.curves.mean(axis=1)
     small = np.bincount(clusters.labels) <= OUTLIERS * len(means)
     spikes = small[clusters.labels] & (means > means.mean())
-    return {"spiking": list(clusters.curves.index[spikes]), "other": list(clusters.curves.index[~spikes])}
+    return {"spiking": list(means.index[spikes]), "other": list(means.index[~spikes])}
 
 
 def accuracy_table(epochs: pd.DataFrame, models: Sequence[str] | None = None) -> pd.DataFrame:
     """The four accuracies (percent), each ours over published: one row per model, data set and profile."""
     published = {
-        (model, on): dict(zip(ACCURACIES, values, strict=True))
+        (model, dataset): dict(zip(ACCURACIES, values, strict=True))
         for model in models or NETWORKS
-        for on, values in NETWORKS[model]["accuracy"].items()
+        for dataset, values in NETWORKS[model]["accuracy"].items()
     }
     table = captions.accuracies(epochs, published)
-    pairs = list(zip(table["model"], table["dataset"], strict=True))
     for kind in ACCURACIES:
-        ours = [f"{value:.1f}" if value == value else "-" for value in table[kind]]
-        table[kind] = [f"{value} ({published[pair][kind]})" for value, pair in zip(ours, pairs, strict=True)]
+        ours = table[kind].map("{:.1f}".format).replace("nan", "-")
+        theirs = [str(published[pair][kind]) for pair in zip(table["model"], table["dataset"], strict=True)]
+        table[kind] = ours + " (" + theirs + ")"
     return table

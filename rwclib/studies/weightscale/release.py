@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rwclib.errors import ConfigError, DataError, one_line
+from rwclib.errors import ConfigError, DataError
 from rwclib.runs import archive, data, models
 from rwclib.studies.weightscale.runs import DATASETS
 
@@ -29,121 +29,85 @@ FILES = {  # the released file and its SHA-256; what the release calls ResNet50 
     ("efficientnet_b4", "svhn"): ("SVHN/EfficientNet/0_EfficientNet-B4-SVHN_rmae_dict.npy", "92cc64981946d254504b92f5b2443633ed58934f65728bb96889c35279256187"),
 }  # fmt: skip
 _ALIASES = {"resnet": "resnet34", "resnet50": "resnet34", "efficientnet": "efficientnet_b4"}  # the release's names
-_ADMITTED = (
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-)
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Reads NumPy arrays and numbers and Python's own containers; what else a pickle names is refused."""
 
     def find_class(self, module: str, name: str) -> object:
-        module = module.replace("numpy.core.", "numpy._core.")  # of a file written by NumPy 1
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if not module.startswith("numpy") or name not in ("ndarray", "dtype", "_reconstruct", "scalar"):
+            raise DataError(f"it is not a file of NumPy arrays: it asks for {module}.{name}")
         return super().find_class(module, name)
 
 
 def read_pickled(content: bytes, digest: str, source: str) -> pd.DataFrame:
     """A released `.npy` file, a pickled dictionary of layer to changes by epoch: (layers, epochs), epochs from 1.
 
-    Args:
-        content: the file.
-        digest: its SHA-256; nothing is unpickled before it is checked.
-        source: where the file comes from, for the error.
-
-    Raises:
-        DataError: it is not the released file, or not a dictionary of arrays.
+    Nothing is unpickled before its SHA-256 is `digest`, else `DataError` names the `source`.
     """
     digest_here = hashlib.sha256(content).hexdigest()
     if digest_here != digest:
         raise DataError(f"{source} is not the released file: its SHA-256 is {digest_here}, not {digest}")
     stream = io.BytesIO(content)
-    try:
-        np.lib.format.read_magic(stream)
-        np.lib.format.read_array_header_1_0(stream)
-        changes = _ArraysOnly(stream).load().item()
-        table = pd.DataFrame.from_dict(
-            {layer: np.ravel(values) for layer, values in changes.items()}, orient="index"
-        ).astype(float)
-    except (ValueError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"{source} is not a pickled dictionary of NumPy arrays ({one_line(error)})") from error
-    table.columns = range(1, table.shape[1] + 1)
-    return table.rename_axis("layer")
+    np.lib.format.read_magic(stream)
+    np.lib.format.read_array_header_1_0(stream)
+    changes = {layer: np.ravel(values) for layer, values in _ArraysOnly(stream).load().item().items()}
+    table = pd.DataFrame.from_dict(changes, orient="index").astype(float).rename_axis("layer")
+    return table.rename(columns=lambda place: place + 1)
 
 
 def published_rwc(model: str, dataset: str, data_dir: str | Path | None = None) -> pd.DataFrame:
     """A released array: elementwise changes (ratio; may be infinite), a row per layer in order of depth, a column per epoch.
 
     Read from `<data folder>/published_rwc/rwc_<resnet or efficientnet_b4>_<data set>.csv` (columns layer, epoch_1, ...), or
-    downloaded from the release, checked by its SHA-256 and stored there.
-
-    Args:
-        model: `resnet34` (also under the release's name, `resnet50`) or `efficientnet_b4`.
-        dataset: `cifar10`, `cifar100` or `svhn`.
-        data_dir: data folder; default as in `rwclib.runs.data.folder`.
+    downloaded from the release, checked by its SHA-256 and stored there. The release's `resnet50` is a `resnet34`.
 
     Raises:
         ConfigError: there is no such array.
         DataError: it is not there and cannot be fetched, or is not what was released.
     """
-    key = _ALIASES.get(model, model), dataset
-    if key not in FILES:
+    model = _ALIASES.get(model, model)
+    if (model, dataset) not in FILES:
         raise ConfigError(f"no released array of {model} on {dataset}; known: {', '.join(map(' on '.join, FILES))}")
-    file = data.folder(data_dir) / "published_rwc" / f"rwc_{key[0].replace('resnet34', 'resnet')}_{dataset}.csv"
+    file = data.folder(data_dir) / "published_rwc" / f"rwc_{model.replace('resnet34', 'resnet')}_{dataset}.csv"
     if file.exists():
         try:
-            table = pd.read_csv(file, index_col="layer")
-            table.columns = [int(name.removeprefix("epoch_")) for name in table.columns]
-            return table.astype(float)
-        except (ValueError, OSError, pd.errors.ParserError) as error:
+            table = pd.read_csv(file, index_col="layer").astype(float)
+            return table.rename(columns=lambda name: int(name.removeprefix("epoch_")))
+        except (ValueError, OSError) as error:
             raise DataError(
                 f"{file} is not a table of layers and epochs ({error}); delete it to fetch it again"
             ) from error
-    name, digest = FILES[key]
-    url = _URL + name
+    name, digest = FILES[model, dataset]
     try:
-        with urllib.request.urlopen(url, timeout=20) as response:  # noqa: S310 (a constant, https)
+        with urllib.request.urlopen(_URL + name, timeout=20) as response:  # noqa: S310 (a constant, https)
             content = response.read()
     except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise DataError(
-            f"released array of {key[0]} on {dataset} not found: expected {file}, and {url} cannot be read ({reason})"
-        ) from error
-    table = read_pickled(content, digest, url)
-    text = table.rename(columns=lambda epoch: f"epoch_{epoch}").to_csv()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        archive.write_atomically(file, text.encode())
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be written ({error.strerror}); set RWC_DATA_DIR to a folder that can"
-        ) from error
+        reason = f"expected {file}, and {_URL + name} cannot be read ({getattr(error, 'reason', error)})"
+        raise DataError(f"released array of {model} on {dataset} not found: {reason}") from error
+    table = read_pickled(content, digest, _URL + name)
+    archive.write_atomically(file, table.rename(columns="epoch_{}".format).to_csv().encode())
     return table
 
 
 def released_layers(model: str, dataset: str, data_dir: str | Path | None = None) -> pd.DataFrame:
-    """A released array as the archive's tables have it: profile `released`, model, dataset, seed, epoch, layer, depth, group,
-    rwc_elementwise; errors as `published_rwc`.
+    """A released array as the archive's tables have it; errors as `published_rwc`.
+
+    Columns: profile (`released`), model, dataset, seed, epoch, layer, depth, group, rwc_elementwise.
     """
     wide = published_rwc(model, dataset, data_dir)
-    model = _ALIASES.get(model, model)
-    group = {layer: models.get(model).group(layer) for layer in wide.index}
-    group |= {wide.index[0]: "stem", wide.index[-1]: "head"}  # whatever the release calls them
+    model, layers = _ALIASES.get(model, model), list(wide.index)
+    groups = {layer: models.get(model).group(layer) for layer in layers}
+    groups |= {layers[0]: "stem", layers[-1]: "head"}  # whatever the release calls them
     long = wide.rename_axis(columns="epoch").stack().rename("rwc_elementwise").reset_index()
-    depth = {layer: i + 1 for i, layer in enumerate(wide.index)}
-    return long.assign(
-        profile="released", model=model, dataset=dataset, seed=0, depth=long["layer"].map(depth), group=long["layer"].map(group)
-    )  # fmt: skip
+    long = long.assign(profile="released", model=model, dataset=dataset, seed=0)
+    return long.assign(depth=1 + long["layer"].map(layers.index), group=long["layer"].map(groups))
 
 
 def available(
     datasets: Sequence[str] = DATASETS, data_dir: str | Path | None = None
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The released arrays of these data sets as one table (`released_layers`); and why the others cannot be had, by `model on dataset`."""
+    """The released arrays of these data sets as one table (`released_layers`); and by `model on dataset` why others cannot be had."""
     parts, missing = [], {}
     for model, dataset in FILES:
         if dataset in datasets:

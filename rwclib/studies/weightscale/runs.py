@@ -6,11 +6,15 @@ The text names a ResNet-50, the released code builds a ResNet-34: both are run. 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rwclib.errors import ConfigError
 from rwclib.runs import data
 from rwclib.runs.config import RunConfig, check_profile
+
+Some = Sequence | None  # of models, data sets or seeds: None for the study's own
 
 STUDY = "weightscale"
 DATASETS = ("cifar10", "cifar100", "svhn")
@@ -61,39 +65,23 @@ def run_config(profile: str, model: str, dataset: str, seed: int) -> RunConfig:
     )  # fmt: skip
 
 
-def grid(
-    profile: str,
-    *,
-    models: Sequence[str] | None = None,
-    datasets: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-) -> list[RunConfig]:
+def grid(profile: str, *, models: Some = None, datasets: Some = None, seeds: Some = None) -> list[RunConfig]:
     """The runs behind the figures, ordered so that every (model, data set) gets its first seed before any its second."""
     check_profile(profile)
-    return [
-        run_config(profile, model, dataset, seed)
-        for seed in (seeds or SIZES[profile]["seeds"])
-        for dataset in (datasets or DATASETS)
-        for model in (models or NETWORKS)
-    ]
+    every = itertools.product(seeds or SIZES[profile]["seeds"], datasets or DATASETS, models or NETWORKS)
+    return [run_config(profile, model, dataset, seed) for seed, dataset, model in every]
 
 
-def resolutions(
-    profile: str,
-    *,
-    models: Sequence[str] | None = None,
-    datasets: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-) -> list[RunConfig]:
+def resolutions(profile: str, *, models: Some = None, datasets: Some = None, seeds: Some = None) -> list[RunConfig]:
     """EfficientNet on one data set (CIFAR-10 if it is asked for), the first seed, at 32 pixels and at a larger size."""
     if "efficientnet_b4" not in (models or NETWORKS):
         return []
     (sizes, epochs), datasets = RESOLUTIONS[check_profile(profile)], datasets or DATASETS
-    on = "cifar10" if "cifar10" in datasets else datasets[0]
-    config = run_config(profile, "efficientnet_b4", on, (seeds or SEEDS)[0]).to_dict()
-    return [RunConfig(**config | {"image_size": s, "epochs": epochs}) for s in sizes]
+    dataset = "cifar10" if "cifar10" in datasets else datasets[0]
+    config = run_config(profile, "efficientnet_b4", dataset, (seeds or SEEDS)[0])
+    return [replace(config, image_size=size, epochs=epochs) for size in sizes]
 
 
-def runs(profile: str, **which: Sequence | None) -> list[RunConfig]:
+def runs(profile: str, **which: Some) -> list[RunConfig]:
     """All runs of the study at a profile: `grid` and `resolutions`, for fewer, or other, `models`, `datasets`, `seeds`."""
     return list(dict.fromkeys([*grid(profile, **which), *resolutions(profile, **which)]))
