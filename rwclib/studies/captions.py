@@ -14,16 +14,21 @@ ACCURACIES = ("train_top1", "train_top5", "test_top1", "test_top5")
 
 
 def at_largest_profile(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
-    """The rows of `table` for one model and data set at the most telling profile it has (of the published order)."""
-    rows = table[(table["model"] == model) & (table["dataset"] == dataset)]
-    profiles = [name for name in PROFILES if name in set(rows["profile"])]
-    return rows[rows["profile"] == profiles[-1]] if profiles else rows
+    """The rows of `table` for one model and data set at the most telling profile it has."""
+    return at_largest_profiles(table[(table["model"] == model) & (table["dataset"] == dataset)])
+
+
+def at_largest_profiles(table: pd.DataFrame, keys: Iterable[str | pd.Series] = ("model", "dataset")) -> pd.DataFrame:
+    """The rows of each model and data set, or of what `keys` tell apart, at the most telling profile they have."""
+    place = table["profile"].map(list(PROFILES).index)
+    keys = [table[key] if isinstance(key, str) else key for key in keys]
+    return table[place == place.groupby(keys).transform("max")]
 
 
 def progress(last: pd.DataFrame, top1: str = "") -> str:
     """Training accuracy of runs at their end (rows of `archive.last_epochs`), their mean if not in words; who is not judged."""
     words = f"training top-1 {top1 or format(last['train_top1'].mean(), '.0f') + '%'}"
-    hardly = (learned_share(last["train_top1"], last["dataset"]) < LEARNED).sum()
+    hardly = (learned_share(last) < LEARNED).sum()
     if not hardly:
         return words
     who = "has" if hardly == len(last) else f"{hardly} of {len(last)} {'has' if hardly == 1 else 'have'}"
@@ -78,7 +83,7 @@ def runs_shown(tables: archive.Tables, model: str) -> pd.DataFrame:
         rows, last = (
             at_largest_profile(table, model, dataset) for table in (tables.runs, archive.last_epochs(tables.epochs))
         )
-        run, share = rows.iloc[0], learned_share(last["train_top1"], last["dataset"])
+        run, share = rows.iloc[0], learned_share(last)
         result.append({
             "dataset": dataset, "profile": run["profile"], "seeds": ", ".join(map(str, sorted(rows["seed"]))),
             "width": int(run["width"]), "images": int(run["images"]), "epochs": int(run["epochs"]),
