@@ -23,7 +23,7 @@ def found():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_grid_is_54_trainings_and_108_retrainings_to_a_seed(profile):
-    seeds = len(dynamics.SIZES[profile]["seeds"])
+    seeds = len({config.seed for config in dynamics.grid(profile)})
     assert len(set(dynamics.grid(profile))) == 54 * seeds
     assert len(set(dynamics.retrainings(profile))) == 108 * seeds
     runs = dynamics.runs(profile)

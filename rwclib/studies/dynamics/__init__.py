@@ -5,13 +5,12 @@ from rwclib.studies.dynamics.runs import (
     CONTROLS,
     NETWORKS,
     PERTURBATIONS,
-    SIZES,
     controls,
     grid,
     retrainings,
     run_config,
     runs,
-)  # fmt: skip
+)
 
 
 def __getattr__(name: str) -> object:

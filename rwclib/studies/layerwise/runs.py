@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from rwclib.errors import ConfigError
 from rwclib.runs import data
 from rwclib.runs.config import RunConfig, check_profile
+from rwclib.studies import Choice
 
 STUDY = "layerwise"
 DATASETS = ("cifar10", "cifar100", "mnist", "fashion_mnist")
@@ -35,8 +38,7 @@ def run_config(profile: str, model: str, dataset: str, seed: int) -> RunConfig:
     size = {key: value for key, value in SIZES[check_profile(profile)].items() if key != "seeds"}
     if model not in NETWORKS:
         raise ConfigError(f"unknown model {model!r} in study {STUDY}; known: {', '.join(NETWORKS)}")
-    settings = NETWORKS[model]
-    grey = data.get(dataset).in_channels == 1  # the release flips these too, but neither crops nor normalises them
+    settings, grey = NETWORKS[model], data.get(dataset).in_channels == 1  # which the release only flips
     if (model, profile, grey) == ("alexnet", "reduced", False):
         size |= SLOW
     return RunConfig(
@@ -46,23 +48,11 @@ def run_config(profile: str, model: str, dataset: str, seed: int) -> RunConfig:
     )  # fmt: skip
 
 
-def runs(
-    profile: str,
-    *,
-    models: list[str] | None = None,
-    datasets: list[str] | None = None,
-    seeds: list[int] | None = None,
-) -> list[RunConfig]:
+def runs(profile: str, *, models: Choice = None, datasets: Choice = None, seeds: Choice = None) -> list[RunConfig]:
     """The study's runs at a profile, ordered so that every (model, data set) gets its first seed before any its second.
 
-    Args:
-        profile: a name in `rwclib.runs.config.PROFILES`.
-        models, datasets, seeds: fewer, or other, than the study's own; data sets may be any of `rwclib.runs.data.DATASETS`.
+    `models`, `datasets` and `seeds` are fewer, or other, than the study's own; data sets any of `rwclib.runs.data.DATASETS`.
     """
-    check_profile(profile)
-    return [
-        run_config(profile, model, dataset, seed)
-        for seed in (seeds or SIZES[profile]["seeds"])
-        for dataset in (datasets or DATASETS)
-        for model in (models or NETWORKS)
-    ]
+    seeds = seeds or SIZES[check_profile(profile)]["seeds"]
+    cells = itertools.product(seeds, datasets or DATASETS, models or NETWORKS)
+    return [run_config(profile, model, dataset, seed) for seed, dataset, model in cells]
