@@ -19,10 +19,13 @@ def at_largest_profile(table: pd.DataFrame, model: str, dataset: str) -> pd.Data
 
 
 def at_largest_profiles(table: pd.DataFrame, keys: Iterable[str | pd.Series] = ("model", "dataset")) -> pd.DataFrame:
-    """The rows of each model and data set, or of what `keys` tell apart, at the most telling profile they have."""
-    place = table["profile"].map(list(PROFILES).index)
-    keys = [table[key] if isinstance(key, str) else key for key in keys]
-    return table[place == place.groupby(keys).transform("max")]
+    """The rows of each model and data set, or of what `keys` tell apart, at the most telling profile they have.
+
+    Rows of one are together, in the order in which they first come in the table.
+    """
+    number, place = table.groupby([*keys], sort=False).ngroup(), table["profile"].map(list(PROFILES).index)
+    kept = place == place.groupby(number).transform("max")
+    return table.loc[number[kept].sort_values(kind="stable").index]
 
 
 def progress(last: pd.DataFrame, top1: str = "") -> str:

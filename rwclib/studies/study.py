@@ -49,19 +49,18 @@ class Study:
         seeds: list[int] | None = None,
         results: str | Path,
         retrain: bool = False,
-        device: str = "auto",
-        jobs: int | None = None,
+        **how: object,
     ) -> tuple[archive.Tables, list[str]]:
         """What a notebook draws: `tables`, after training what is missing if `retrain`, and their data sets.
 
         Data sets that are not on this machine and cannot be fetched are named and left out. If none can be had, the
-        bundled Fashion-MNIST sample is trained under its own name instead, and that is said.
+        bundled Fashion-MNIST sample is trained under its own name instead, and that is said. `how` is for `run_all`.
         """
         if retrain:
             datasets = _obtainable(datasets)
             configs = (self.grid or self.runs)(profile, models=models, datasets=datasets, seeds=seeds)
             with SweepProgress(configs) as progress:
-                report = run_all(configs, results=results, device=device, jobs=jobs, progress=progress)
+                report = run_all(configs, results=results, progress=progress, **how)
             for name, message in report.diverged.items():
                 print(f"left out: {name}: {message}")
             if report.failed:
@@ -119,14 +118,7 @@ def load(
 ) -> archive.Tables:
     """Finished runs among `runs(profile, **which)` at one profile, or at all (`best`), with a column `profile` in each table.
 
-    Args:
-        results: archive folder; default as in `archive.default_results`.
-        profile: a name in `rwclib.runs.config.PROFILES`, or `best`.
-        which: fewer, or other, `models`, `datasets`, `seeds` than the study's own.
-
-    Raises:
-        ConfigError: unknown profile, model or data set.
-        ArchiveError: a run directory is damaged.
+    `results` is the archive folder, by default `archive.default_results()`; `ArchiveError` if a run directory is damaged.
     """
     folder = archive.existing(results)
     names = PROFILES if check_profile(profile, "best") == "best" else [profile]
@@ -210,8 +202,6 @@ def _reason(claim: Claim, tables: archive.Tables, profile: str) -> str:
 
 def _copies(runs: pd.DataFrame) -> list[str]:
     """Titles and notes of the data sets, in the order of `rwclib.runs.data.DATASETS`."""
-    order = list(data.DATASETS)
-    used = sorted(
-        set(zip(runs["dataset"], runs["data_note"], strict=True)), key=lambda pair: (order.index(pair[0]), pair[1])
-    )
-    return [f"{data.get(name).title}: {note}" for name, note in used]
+    used, order = runs[["dataset", "data_note"]].drop_duplicates().sort_values("data_note"), list(data.DATASETS)
+    used = used.sort_values("dataset", key=lambda names: names.map(order.index), kind="stable")
+    return [f"{data.get(row.dataset).title}: {row.data_note}" for row in used.itertuples()]

@@ -67,17 +67,14 @@ CLAIMS = (
 def values(tables: archive.Tables) -> pd.DataFrame:
     """What every training that may be judged says, as `rwclib.analysis.claims.details` wants it."""
     ends, pairs = figures.endings(tables), figures.pairs(tables)
-    ends = ends.assign(
-        seed=ends["start"] + " " + ends["seed"].astype(str), group=ends["optimizer"].map(OPTIMIZER_NAMES)
-    )
-    shares = ends.assign(quantity="share changed", group=ends["start"] + ", " + ends["group"]).query(
-        "perturbation == 'none'"
-    )
+    seed, group = ends["start"] + " " + ends["seed"].astype(str), ends["optimizer"].map(OPTIMIZER_NAMES)
+    ends = ends.assign(seed=seed, group=group)
+    shares = ends.assign(quantity="share changed", group=ends["start"] + ", " + group)[ends["perturbation"] == "none"]
     parts = [shares.assign(definition=name, value=shares[column]) for column, name in CHANGED.items()]
     parts.append(pairs.assign(definition="-", quantity="distance", value=pairs["distance"]))
     alike = pairs[pairs["alike"]].assign(quantity="correlation")
     parts += [alike.assign(definition=name, value=alike[name]) for name in CORRELATIONS]
-    relative = ends["distance_parent"] / ends["norm_parent"]
+    relative = ends["relative_parent"]
     back = ((relative <= CLOSE) & (ends["paired"] >= ALIKE)).astype(float)
     for kind, quantity, value in (("distort:1e-06", "comes back", back), ("flip_sign", "flipped", relative)):
         parts.append(ends.assign(definition="-", quantity=quantity, value=value)[ends["perturbation"] == kind])

@@ -39,10 +39,10 @@ CELL = ["model", "dataset", "init", "optimizer"]
 def endings(tables: archive.Tables) -> pd.DataFrame:
     """One row per run: its settings, where its weights and features ended, and where they began.
 
-    Columns, besides profile, hash and those of `CELL`, seed, perturbation, epochs and width: `start`, what `init` is; of all
-    parameters, those of `rwclib.runs.weights.Snapshots.table` at the last epoch; `train_top1` then; of `features.parquet` those
-    at the end, and at the start with `_start` behind the name; `parent_top1`, the parent's test accuracy (percent) at its end;
-    and `learned`, whether it, or what it was retrained from, is judged.
+    Columns: the run's settings; `start`, what `init` is; of all parameters, those of `rwclib.runs.weights.Snapshots.table` at
+    the last epoch, and distances over norms: `relative` to the start and `relative_parent`; `train_top1` then; those of
+    `features.parquet` at the end, and at the start with `_start` behind the name; `parent_top1`, the parent's test accuracy
+    (percent) at its end; and `learned`, whether it, or what it was retrained from, is judged.
     """
     keys, snapshots, measured = ["profile", "hash"], tables.extra["snapshots"], tables.extra["features"]
     columns = ["features", "varying", "correlation", *features.SUMMARY]
@@ -54,11 +54,10 @@ def endings(tables: archive.Tables) -> pd.DataFrame:
     for part in (whole, last, end.reset_index(), start.add_suffix("_start").reset_index()):
         table = table.merge(part, on=keys)
     trained = table["hash"].where(table["perturbation"] == "none", table["parent"])
-    return table.assign(
-        parent_top1=table["parent"].map(dict(zip(table["hash"], table["test_top1"], strict=True))),
-        learned=trained.isin(learned(tables)[0].runs["hash"]),
-        start=_start(table),
-    )
+    tops, judged = table.set_index("hash")["test_top1"].to_dict(), learned(tables)[0].runs["hash"]
+    table = table.assign(parent_top1=table["parent"].map(tops), learned=trained.isin(judged), start=_start(table))
+    table["relative"] = table["distance_start"] / table["norm_start"]
+    return table.assign(relative_parent=table["distance_parent"] / table["norm_parent"])
 
 
 def _start(table: pd.DataFrame) -> pd.Series:
@@ -87,10 +86,8 @@ def moved(ends: pd.DataFrame) -> pd.DataFrame:
     Columns: `CELL`, profile, seed, `THRESHOLDS`, norm_start, norm, distance_start, relative (distance over the norm at the
     start), test_top1 (percent), learned.
     """
-    rows = at_largest_profiles(ends[ends["perturbation"] == "none"])
-    rows["relative"] = rows["distance_start"] / rows["norm_start"]
     measured = ["norm_start", "norm", "distance_start", "relative", "test_top1", "learned"]
-    return rows[[*CELL, "profile", "seed", *THRESHOLDS, *measured]]
+    return at_largest_profiles(ends[ends["perturbation"] == "none"])[[*CELL, "profile", "seed", *THRESHOLDS, *measured]]
 
 
 def _snapshots(tables: archive.Tables) -> pd.DataFrame:
@@ -137,10 +134,10 @@ def retrained(ends: pd.DataFrame, perturbations: Sequence[str] = tuple(PERTURBAT
     `right after` and `after` retraining; and of the features old and new: correlation of pairs, of matched pairs, CKA.
     """
     rows = at_largest_profiles(ends[ends["perturbation"].isin(perturbations)])
-    rows["relative"] = rows["distance_parent"] / rows["norm_parent"]
-    names = {"norm_parent": "w1", "norm": "w2", "distance_parent": "distance", "relative": "relative", "cosine_parent": "cosine",
+    names = {"norm_parent": "w1", "norm": "w2", "distance_parent": "distance", "relative_parent": "relative", "cosine_parent": "cosine",
              "distance_start": "drift", "parent_top1": "before", "test_top1_start": "right after", "test_top1": "after"}  # fmt: skip
-    return rows[[*CELL, "profile", "seed", "perturbation", *names, *features.SUMMARY, "learned"]].rename(columns=names)
+    columns = [*CELL, "profile", "seed", "perturbation", *names, *features.SUMMARY, "learned"]
+    return rows[columns].rename(columns=names)
 
 
 def published() -> pd.DataFrame:
@@ -216,10 +213,9 @@ def caption(tables: archive.Tables) -> str:
         lengths = {"": runs.loc[trained, "epochs"], " of retraining": runs.loc[~trained, "epochs"]}
         epochs = [f"{length.max()} epochs{kind}" for kind, length in lengths.items() if len(length)]
         seeds = [str(seed) for seed in sorted(runs["seed"].unique())]
-        settings = (
-            f"{', '.join(epochs)}, {runs['precision'].iloc[0]}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
-        )
-        sizes.append((NETWORKS[model], f"profile {profile}, {captions.size(runs)}, {settings}"))
+        words = [f"profile {profile}", captions.size(runs), *epochs, runs["precision"].iloc[0]]
+        words.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}")
+        sizes.append((NETWORKS[model], ", ".join(words)))
     for model, runs in labelled(rows[trained]).groupby("model", sort=False):
         tops = runs["train_top1"].round().astype(int).groupby(runs["optimizer"], sort=False).agg(["min", "max"])
         words = [f"{kind} {low}-{high}%" if low < high else f"{kind} {low}%" for kind, low, high in tops.itertuples()]
@@ -238,15 +234,10 @@ def pairs(tables: archive.Tables) -> pd.DataFrame:
     Columns: profile, model, dataset, seed (initialisation and seed), group (optimizer), distance (log), `CORRELATIONS`, untrained (mean r
     at the start), train_top1, alike (whether the two were trained alike).
     """
-    ends = (
-        endings(tables)
-        .query("perturbation == 'none'")
-        .rename(columns={"correlation": "mean r", "correlation_start": "untrained"})
-    )
-    ends = ends.assign(
-        seed=ends["start"] + " " + ends["seed"].astype(str), group=ends["optimizer"].map(OPTIMIZER_NAMES)
-    )
-    ends["distance"] = np.log(ends["distance_start"] / ends["norm_start"])
+    ends = endings(tables).query("perturbation == 'none'")
+    ends = ends.rename(columns={"correlation": "mean r", "correlation_start": "untrained"})
+    ends["seed"], ends["group"] = ends["start"] + " " + ends["seed"].astype(str), ends["optimizer"].map(OPTIMIZER_NAMES)
+    ends["distance"] = np.log(ends["relative"])
     ends["mean of positive r"] = [features.mean_positive(_penultimate(tables, run)) for run in ends["hash"]]
     keys = ["profile", "model", "dataset", "seed"]
     top1 = ends.groupby(keys)["train_top1"]

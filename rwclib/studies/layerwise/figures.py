@@ -92,12 +92,8 @@ def draw(
 ) -> Iterator[tuple[int, plotting.Figure, pd.DataFrame]]:
     """Draw and save the published figures of one model and data set: yields (number, figure, the numbers behind it).
 
-    A figure ends at the last epoch of the published one: those of MNIST and Fashion-MNIST show 20 of the 150 epochs.
-
-    Args:
-        tables: as `Study.tables` gives them; figures whose runs are missing are left out.
-        model, dataset: their figures are drawn.
-        folder, prefix: files are `<folder>/<prefix>_fig<NN>_<data set>_<groups>.png` and `.pdf`.
+    A figure ends at the last epoch of the published one, and is left out if its runs are missing. Files are
+    `<folder>/<prefix>_fig<NN>_<data set>_<groups>.png` and `.pdf`.
     """
     for number in figures(model, dataset):
         groups = FIGURES[number][2]
@@ -156,10 +152,8 @@ def group_medians(tables: archive.Tables, model: str) -> pd.DataFrame:
     ours = run_medians(layers).rename(columns={"definition": "source"})
     paper = published().query("model == @model").groupby(["dataset", "group"], as_index=False)["median"].mean()
     paper = paper.rename(columns={"median": "value"}).assign(profile="published", seed=-1, source="published")
-    table, order = (
-        pd.concat([ours.assign(panel=ours["dataset"].map(panels)), paper]),
-        [*GROUPS[model], *datasets, *DATASETS],
-    )
+    table = pd.concat([ours.assign(panel=ours["dataset"].map(panels)), paper])
+    order = [*GROUPS[model], *datasets, *DATASETS]
     table = table.sort_values(["group", "dataset"], key=lambda names: names.map(order.index), ignore_index=True)
     return table[["dataset", "panel", "profile", "group", "seed", "source", "value"]]
 

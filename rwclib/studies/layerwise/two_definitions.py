@@ -26,18 +26,12 @@ MEASURES = claims.DEFINITIONS | {"rwc_median": "median"}  # the last of at most 
 def simulate(
     sizes: Sequence[int] = tuple(10**k for k in range(2, 8)), change: float = 0.1, seed: int = 0
 ) -> pd.DataFrame:
-    """The measures on layers of N(0, 1) weights that all move by N(0, change) steps, by the layer's size.
+    """The measures on layers of N(0, 1) weights that all move by N(0, change) steps, by the layer's size (number of weights).
 
     Eq. 1 tends to `change` (a ratio of two means of half-normal variables), whatever the size. The elementwise mean has
     no finite expectation, since 1 / |w| has none: its typical value grows with the logarithm of the size.
 
-    Args:
-        sizes: numbers of weights.
-        change: standard deviation of the steps, relative to that of the weights.
-        seed: of the weights and steps.
-
-    Returns:
-        One row per size and measure: size, measure, draws, and the draws' median, p10 and p90.
+    Columns, one row per size and measure: size, measure, draws, and the draws' median, p10 and p90.
     """
     rng, rows = np.random.default_rng(seed), []  # not PyTorch's generator, which gives exact zeros
     for size in sizes:
