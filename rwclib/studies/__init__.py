@@ -6,8 +6,7 @@ A new study is its package, its name in `STUDIES`, and a notebook titled `Study 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rwclib.errors import ConfigError
@@ -17,22 +16,19 @@ if TYPE_CHECKING:
     from rwclib.studies.study import Study
 
 STUDIES = ("layerwise", "weightscale", "dynamics", "softness")
+Choice = Sequence | None  # of models, data sets or seeds; None for the study's own
 
 
 def get(name: str) -> Study:
     """The study of this name; `ConfigError` names the known ones."""
-    return _package(name).STUDY
+    if name not in STUDIES:
+        raise ConfigError(f"unknown study {name!r}; known: {', '.join(STUDIES)}")
+    return importlib.import_module(f"rwclib.studies.{name}").STUDY
 
 
 def runs(name: str) -> Callable[..., list[RunConfig]]:
     """The study's `runs(profile, *, models, datasets, seeds)`, without loading what judges and draws; errors as `get`."""
-    return _package(name).runs
-
-
-def _package(name: str) -> ModuleType:
-    if name not in STUDIES:
-        raise ConfigError(f"unknown study {name!r}; known: {', '.join(STUDIES)}")
-    return importlib.import_module(f"rwclib.studies.{name}")
+    return importlib.import_module(f"rwclib.studies.{name}").runs if name in STUDIES else get(name).runs
 
 
 def lazily(package: str, name: str) -> object:

@@ -62,6 +62,5 @@ def _read(file: Path) -> dict[str, dict[str, list]]:
 def _write(file: Path, tables: dict[str, dict[str, list]]) -> None:
     made_with = {name: metadata.version(name) for name in ("rwclib", "numpy", "pandas", "scikit-learn", "torch")}
     file.parent.mkdir(parents=True, exist_ok=True)
-    archive.write_atomically(
-        file, json.dumps({"made_with": made_with, "tables": tables}, indent=0, default=int).encode()
-    )
+    content = json.dumps({"made_with": made_with, "tables": tables}, indent=0, default=int)
+    archive.write_atomically(file, content.encode())

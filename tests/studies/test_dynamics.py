@@ -21,9 +21,8 @@ def found():
     return dynamics.STUDY.tables(RESULTS, "quick")
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_the_grid_is_54_trainings_and_108_retrainings_to_a_seed(profile):
-    seeds = len(dynamics.SIZES[profile]["seeds"])
+@pytest.mark.parametrize(("profile", "seeds"), list(zip(PROFILES, (1, 1, 2, 2), strict=True)))
+def test_the_grid_is_54_trainings_and_108_retrainings_to_a_seed(profile, seeds):
     assert len(set(dynamics.grid(profile))) == 54 * seeds
     assert len(set(dynamics.retrainings(profile))) == 108 * seeds
     runs = dynamics.runs(profile)
@@ -38,15 +37,10 @@ def test_names_of_runs_are_pinned_so_that_archived_runs_stay_theirs():
     assert config.hash == "d79e07f5ffdf"
 
 
-def test_pretrained_is_left_out_without_a_data_set_to_pretrain_on():
-    assert {config.init for config in dynamics.grid("quick", datasets=["cifar10"])} == {
-        "kaiming_uniform",
-        "kaiming_normal",
-    }
-    assert {config.init for config in dynamics.grid("quick", datasets=["fashion_mnist_sample"])} == {
-        "kaiming_uniform",
-        "kaiming_normal",
-    }
+@pytest.mark.parametrize("dataset", ["cifar10", "fashion_mnist_sample"])
+def test_pretrained_is_left_out_without_a_data_set_to_pretrain_on(dataset):
+    inits = {config.init for config in dynamics.grid("quick", datasets=[dataset])}
+    assert inits == {"kaiming_uniform", "kaiming_normal"}
     assert len(dynamics.grid("quick", datasets=["cifar10", "fashion_mnist"], models=["lenet5"])) == 6 + 4
 
 
@@ -76,13 +70,10 @@ def test_the_tables_are_the_archived_runs_numbers(found):
     assert row["w1"] == pytest.approx(of_parent["norm"], rel=1e-5)
     assert row["w2"] == last["norm"]
     assert row["distance"] == last["distance_parent"]
-    assert row["cosine"] == pytest.approx(
-        (row["w1"] ** 2 + row["w2"] ** 2 - row["distance"] ** 2) / 2 / row["w1"] / row["w2"], abs=1e-4
-    )
-    assert (
-        dynamics.figures.retrained(ends).loc[lambda rows: rows["distance"] == row["distance"], "before"].iloc[0]
-        == parent.epochs["test_top1"].iloc[-1]
-    )
+    w1, w2, distance = row["w1"], row["w2"], row["distance"]
+    assert row["cosine"] == pytest.approx((w1**2 + w2**2 - distance**2) / 2 / w1 / w2, abs=1e-4)
+    again = dynamics.figures.retrained(ends).set_index("distance")
+    assert again.loc[distance, "before"] == parent.epochs["test_top1"].iloc[-1]
     assert row["after"] == run.epochs["test_top1"].iloc[-1]
 
 
@@ -178,9 +169,8 @@ def test_in_the_slides_world_all_claims_hold():
     table = judged()
     assert set(table["verdict"]) == {"holds"}
     assert table.groupby("claim").size().to_dict() == {"D1": 3, "D2a": 3, "D2b": 3, "D3": 1, "D4": 2, "D5": 1, "D6": 1}
-    parts = (
-        dynamics.STUDY.details(planted()).query("profile == 'quick'").groupby(["claim", "definition"])["effect"].first()
-    )
+    parts = dynamics.STUDY.details(planted()).query("profile == 'quick'")
+    parts = parts.groupby(["claim", "definition"])["effect"].first()
     assert parts[["D3", "D4", "D5", "D6"]].tolist() == pytest.approx([2.0, 0.2, 0.2 / 3, 1.0, 2.0])
 
 
@@ -197,12 +187,11 @@ def test_shares_of_parameters_are_exact_and_one_training_refutes_them():
     seed = where(lambda c: one(c) and c.seed == 42, changed=0.9)
     row = judged(seed, seeds=(0, 42)).loc[("D1", "at all")]
     assert row[["verdict", "effect", "seeds"]].tolist() == ["fails", 0.9, 2]  # not the mean over seeds, 0.6
-    table = judged(where(only(model="lenet5", dataset="cifar10"), changed_1e2=0.994))
-    assert table.loc["D2a", "verdict"].to_dict() == {"at all": "holds", "by 0.1%": "holds", "by 1%": "fails"}
-    table = judged(where(only(model="vgg19", dataset="cifar10"), changed_1e2=0.89))
-    assert table.loc["D2b", "verdict"].to_dict() == {"at all": "holds", "by 0.1%": "holds", "by 1%": "fails"}
-    table = judged(where(only(model="vgg19", dataset="mnist"), changed_1e2=0.89))
-    assert set(table.loc["D2b", "verdict"]) == {"holds"}
+    for model, dataset, share, claim, word in (
+        ("lenet5", "cifar10", 0.994, "D2a", "fails"), ("vgg19", "cifar10", 0.89, "D2b", "fails"), ("vgg19", "mnist", 0.89, "D2b", "holds")
+    ):  # fmt: skip
+        table = judged(where(only(model=model, dataset=dataset), changed_1e2=share))
+        assert table.loc[claim, "verdict"].to_dict() == {"at all": "holds", "by 0.1%": "holds", "by 1%": word}
 
 
 def test_d3_is_the_ratio_of_distances_over_the_norm_at_the_start_in_the_large_networks():
@@ -215,19 +204,17 @@ def test_d3_is_the_ratio_of_distances_over_the_norm_at_the_start_in_the_large_ne
 def test_d4_compares_pairs_of_one_start_that_are_trained_alike():
     """Where SGD has trained 11 points less, the pair says nothing; where all pairs have, the claim is not run."""
     sgd = only(model="resnet18", dataset="cifar10", optimizer="sgd")
-    one = where(lambda c: sgd(c) and c.init == "kaiming_normal", top1=84.0, r=0.9)
-    parts = dynamics.STUDY.details(planted(one)).query("claim == 'D4' and profile == 'quick'")
-    row = parts[parts["comparison"] == "resnet18 cifar10: Adam - SGD"].iloc[0]
-    assert row[["definition", "seeds", "effect"]].tolist() == ["mean of positive r", 2, pytest.approx(0.2)]
-    alike = where(lambda c: sgd(c) and c.init == "kaiming_normal", top1=85.0, r=0.9)
-    parts = dynamics.STUDY.details(planted(alike)).query("claim == 'D4' and profile == 'quick'")
-    row = parts[parts["comparison"] == "resnet18 cifar10: Adam - SGD"].iloc[0]
-    assert row[["seeds", "effect"]].tolist() == [3, pytest.approx((0.2 + 0.2 - 0.5) / 3)]
+    for top1, row in ((84.0, ["mean of positive r", 2, 0.2]), (85.0, ["mean of positive r", 3, (0.2 + 0.2 - 0.5) / 3])):
+        one = where(lambda c: sgd(c) and c.init == "kaiming_normal", top1=top1, r=0.9)
+        parts = (
+            dynamics.STUDY.details(planted(one)).query("claim == 'D4' and profile == 'quick'").set_index("comparison")
+        )
+        first = parts.loc["resnet18 cifar10: Adam - SGD"].iloc[0]
+        assert first[["definition", "seeds", "effect"]].tolist() == [*row[:2], pytest.approx(row[2])]
     table = judged(where(sgd, top1=84.0))
     assert set(table.loc["D4", "verdict"]) == {"not run"}
-    assert set(table.loc["D4", "reason"]) == {
-        "no pair of trainings within 10 points of each other on some of its data sets"
-    }
+    reason = "no pair of trainings within 10 points of each other on some of its data sets"
+    assert set(table.loc["D4", "reason"]) == {reason}
     assert table.loc[("D3", "-"), "verdict"] == "holds"
 
 
@@ -265,9 +252,8 @@ def test_d5_is_the_share_of_retrainings_that_come_back_judged_by_its_mean():
 
 
 def test_d6_is_the_distance_over_the_norm_after_a_sign_flip():
-    row = judged(where(only(perturbation="flip", model="vgg19", dataset="mnist"), distance_parent=14.0)).loc[
-        ("D6", "-")
-    ]
+    flipped = only(perturbation="flip", model="vgg19", dataset="mnist")
+    row = judged(where(flipped, distance_parent=14.0)).loc[("D6", "-")]
     assert row[["verdict", "effect", "holds", "fails"]].tolist() == ["fails", pytest.approx(1.4), 16, 2]
 
 
@@ -323,32 +309,26 @@ def test_captions_give_the_range_of_training_accuracies_and_count_who_is_not_jud
         "LeNet-5: profile quick, width 64 of 64, 1,024 of 50,000 or 60,000 images, 20 epochs, 10 epochs of"
     )
     assert large.startswith("ResNet-18, VGG-19: profile quick, width 8 of 64")
-    assert learned.startswith(
-        "training top-1 at the end: LeNet-5 SGD 76-100%, Adam 81-100%; ResNet-18 SGD 93-100%, Adam 100%;"
-    )
+    tops = "LeNet-5 SGD 76-100%, Adam 81-100%; ResNet-18 SGD 93-100%, Adam 100%;"
+    assert learned.startswith(f"training top-1 at the end: {tops}")
     assert learned.endswith("; shown, not judged: 2 of 54 have hardly learned")
     assert copies.endswith("; Fashion-MNIST, MNIST: pixel-exact, original order")
 
 
 def test_what_is_retrained_from_a_network_that_has_hardly_learned_goes_with_it_and_is_drawn_hollow(found):
     ends = dynamics.figures.endings(found)
+    cell = dynamics.figures.CELL
     low = dynamics.figures.moved(ends).query("~learned")
-    assert low[dynamics.figures.CELL[:2]].drop_duplicates().to_numpy().tolist() == [
-        ["vgg19", "cifar10"],
-        ["vgg19", "mnist"],
-    ]
+    assert low[cell[:2]].drop_duplicates().to_numpy().tolist() == [["vgg19", "cifar10"], ["vgg19", "mnist"]]
     again = dynamics.figures.retrained(ends)
-    kept = (
-        again.query("~learned").groupby("perturbation")[dynamics.figures.CELL].apply(lambda of: of.to_numpy().tolist())
-    )
-    assert kept["flip_sign"] == kept["distort:1e-06"] == low[dynamics.figures.CELL].to_numpy().tolist()
+    for kind in ("flip_sign", "distort:1e-06"):
+        kept = again[~again["learned"] & (again["perturbation"] == kind)]
+        assert kept[cell].to_numpy().tolist() == low[cell].to_numpy().tolist()
     same = dynamics.figures.similarities(found).query("~learned")
     assert set(same["model"]) == {"vgg19"}
     table = dynamics.figures.labelled(again[again["perturbation"] == "flip_sign"])
     settings = {"x": "dataset", "y": "relative", "hue": "optimizer", "panel": "model", "ylabel": "y", "caption": "c"}
     figure = plotting_runs.points(table, **settings)
-    hollow = [
-        sum(len(dots.get_offsets()) for dots in axes.collections if not len(dots.get_facecolor()))
-        for axes in figure.axes
-    ]
+    dots = [[dots for dots in axes.collections if not len(dots.get_facecolor())] for axes in figure.axes]
+    hollow = [sum(len(each.get_offsets()) for each in of_panel) for of_panel in dots]
     assert hollow == [0, 0, 2]

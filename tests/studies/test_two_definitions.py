@@ -67,9 +67,8 @@ def test_layer_medians_are_over_seeds_and_drawn_epochs_infinities_in_the_ranks(f
     assert row["median"] == pytest.approx(rows["rwc_median"].median())
     spiking = found.layers.copy()
     spiking.loc[rows.index[:3], "rwc_elementwise"] = np.inf
-    late = pd.concat(
-        [spiking, spiking.loc[rows.index].assign(epoch=21, rwc_elementwise=np.inf)]
-    )  # MNIST's figures end at 20
+    beyond = spiking.loc[rows.index].assign(epoch=21, rwc_elementwise=np.inf)  # MNIST's figures end at 20
+    late = pd.concat([spiking, beyond])
     table = two_definitions.layer_medians(replace(found, layers=late))
     again = table.query("model == 'alexnet' and dataset == 'mnist' and layer == 'features.0.weight'").iloc[0]
     assert again["elementwise"] == pytest.approx(spiking.loc[rows.index, "rwc_elementwise"].median())
@@ -87,28 +86,15 @@ def test_agreement_is_a_rank_correlation_over_layers():
 
 def test_infinities_are_counted_by_run(found):
     layers = found.layers.copy()
-    one = (
-        (layers["model"] == "alexnet")
-        & (layers["dataset"] == "mnist")
-        & (layers["seed"] == 42)
-        & (layers["epoch"] == 1)
-    )
-    layers.loc[one & (layers["layer"] == "features.3.weight"), "rwc_elementwise"] = np.inf
+    one = "model == 'alexnet' and dataset == 'mnist' and seed == 42 and epoch == 1 and layer == 'features.3.weight'"
+    layers.loc[layers.query(one).index, "rwc_elementwise"] = np.inf
     table = two_definitions.infinities(replace(found, layers=layers)).set_index(["model", "dataset", "seed"])
     assert table.loc[("alexnet", "mnist", 42), ["infinite", "first_epoch", "layers"]].tolist() == [1, 1, 1]
 
 
 def test_every_comparison_stands_beside_the_published_one_under_every_measure(found, effects):
-    assert list(effects) == [
-        "claim",
-        "comparison",
-        "profile",
-        "Eq. 1",
-        "elementwise",
-        "median",
-        "elementwise, means",
-        "published",
-    ]
+    columns = ["claim", "comparison", "profile", "Eq. 1", "elementwise", "median", "elementwise, means", "published"]
+    assert list(effects) == columns
     judged = layerwise.STUDY.details(found).query("definition == 'Eq. 1' and verdict != 'not run'")
     assert len(effects) == len(judged) > 20
     row = effects.set_index(["claim", "comparison"]).loc[("L7", "vgg19_bn cifar10: middle / early")]

@@ -1,17 +1,7 @@
 """Study 3, dynamics of parameters (slides)."""
 
 from rwclib.studies import lazily
-from rwclib.studies.dynamics.runs import (
-    CONTROLS,
-    NETWORKS,
-    PERTURBATIONS,
-    SIZES,
-    controls,
-    grid,
-    retrainings,
-    run_config,
-    runs,
-)  # fmt: skip
+from rwclib.studies.dynamics.runs import CONTROLS, NETWORKS, PERTURBATIONS, grid, retrainings, run_config, runs
 
 
 def __getattr__(name: str) -> object:

@@ -25,21 +25,22 @@ _LARGE, _ALL = ("resnet18", "vgg19"), tuple(NETWORKS)
 
 
 def _shares(model: str, datasets: Sequence[str], low: float, high: float) -> tuple[Comparison, ...]:
-    return tuple(
-        level(Cell(model, dataset, f"{init}, {name}", "share changed"), f"{model} {dataset}: {init}, {name}", low, high, exact=True)
-        for dataset in datasets for init in INITS for name in OPTIMIZER_NAMES.values()
-    )  # fmt: skip
+    names = [
+        (dataset, f"{init}, {name}") for dataset in datasets for init in INITS for name in OPTIMIZER_NAMES.values()
+    ]
+    cells = [(f"{model} {dataset}: {group}", Cell(model, dataset, group, "share changed")) for dataset, group in names]
+    return tuple(level(cell, name, low, high, exact=True) for name, cell in cells)
 
 
 def _cells(models: Sequence[str], quantity: str) -> list[tuple[str, Cell, Cell]]:
     """Name of each network and data set, its Adam cell and its SGD cell."""
-    return [(f"{model} {dataset}", *(Cell(model, dataset, name, quantity) for name in ("Adam", "SGD")))
-            for model in models for dataset in DATASETS]  # fmt: skip
+    names = [(model, dataset) for model in models for dataset in DATASETS]
+    return [(" ".join(name), Cell(*name, "Adam", quantity), Cell(*name, "SGD", quantity)) for name in names]
 
 
 def _levels(quantity: str, label: str, low: float, high: float) -> tuple[Comparison, ...]:
-    return tuple(level(cell, f"{name}: {cell.group}, {label}", low, high)
-                 for name, adam, sgd in _cells(_ALL, quantity) for cell in (sgd, adam))  # fmt: skip
+    cells = [(name, cell) for name, adam, sgd in _cells(_ALL, quantity) for cell in (sgd, adam)]
+    return tuple(level(cell, f"{name}: {cell.group}, {label}", low, high) for name, cell in cells)
 
 
 def _differences(models: Sequence[str], low: float, high: float, margin: float | None) -> tuple[Comparison, ...]:
@@ -63,17 +64,17 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def values(found: archive.Tables) -> pd.DataFrame:
-    """What every training says, as `rwclib.analysis.claims.details` wants it; `found` are the runs that may be judged."""
-    ends, both = figures.endings(found), figures.pairs(found)
-    start = ends["init"].str.partition(":")[0]
-    ends = ends.assign(seed=start + " " + ends["seed"].astype(str), group=ends["optimizer"].map(OPTIMIZER_NAMES))
-    shares = ends.assign(quantity="share changed", group=start + ", " + ends["group"])[ends["perturbation"] == "none"]
+def values(tables: archive.Tables) -> pd.DataFrame:
+    """What every training that may be judged says, as `rwclib.analysis.claims.details` wants it."""
+    ends, pairs = figures.endings(tables), figures.pairs(tables)
+    seed, group = ends["start"] + " " + ends["seed"].astype(str), ends["optimizer"].map(OPTIMIZER_NAMES)
+    ends = ends.assign(seed=seed, group=group)
+    shares = ends.assign(quantity="share changed", group=ends["start"] + ", " + group)[ends["perturbation"] == "none"]
     parts = [shares.assign(definition=name, value=shares[column]) for column, name in CHANGED.items()]
-    parts.append(both.assign(definition="-", quantity="distance", value=both["distance"]))
-    alike = both[both["alike"]].assign(quantity="correlation")
+    parts.append(pairs.assign(definition="-", quantity="distance", value=pairs["distance"]))
+    alike = pairs[pairs["alike"]].assign(quantity="correlation")
     parts += [alike.assign(definition=name, value=alike[name]) for name in CORRELATIONS]
-    relative = ends["distance_parent"] / ends["norm_parent"]
+    relative = ends["relative_parent"]
     back = ((relative <= CLOSE) & (ends["paired"] >= ALIKE)).astype(float)
     for kind, quantity, value in (("distort:1e-06", "comes back", back), ("flip_sign", "flipped", relative)):
         parts.append(ends.assign(definition="-", quantity=quantity, value=value)[ends["perturbation"] == kind])

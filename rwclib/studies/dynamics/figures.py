@@ -36,41 +36,39 @@ PUBLISHED = (
 CELL = ["model", "dataset", "init", "optimizer"]
 
 
-def endings(found: archive.Tables) -> pd.DataFrame:
+def endings(tables: archive.Tables) -> pd.DataFrame:
     """One row per run: its settings, where its weights and features ended, and where they began.
 
-    Columns, besides profile, hash and those of `CELL`, seed, perturbation, epochs and width: of all parameters, the columns
-    of `rwclib.runs.weights.Snapshots.table` at the last epoch; of the last epoch `train_top1`; of `features.parquet` those at the
-    end, and at the start with `_start` behind the name; `parent_top1`, the parent's test accuracy (percent) at its end; and
-    `learned`, whether it is judged: if it has learned (`learned`), or what it was retrained from.
+    Columns: the run's settings; `start`, what `init` is; of all parameters, those of `rwclib.runs.weights.Snapshots.table` at
+    the last epoch, and distances over norms: `relative` to the start and `relative_parent`; `train_top1` then; those of
+    `features.parquet` at the end, and at the start with `_start` behind the name; `parent_top1`, the parent's test accuracy
+    (percent) at its end; and `learned`, whether it, or what it was retrained from, is judged.
     """
-    settings = ["profile", "hash", *CELL, "seed", "perturbation", "parent", "epochs", "width"]
-    table = found.runs[settings].copy()
-    snapshots = found.extra["snapshots"]
-    last = snapshots[
-        (snapshots["tensor"] == WHOLE) & (snapshots["epoch"] == snapshots.groupby("hash")["epoch"].transform("max"))
-    ]
-    table = table.merge(last[["profile", "hash", "size", *COLUMNS]], on=["profile", "hash"])
-    table = table.merge(archive.last_epochs(found.epochs)[["profile", "hash", "train_top1"]], on=["profile", "hash"])
-    measured = found.extra["features"]
-    columns = ["profile", "hash", "test_top1", "features", "varying", "correlation", *features.SUMMARY]
-    for when, suffix in (("end", ""), ("start", "_start")):
-        rows = measured.loc[measured["when"] == when, columns]
-        table = table.merge(rows.rename(columns={name: name + suffix for name in columns[2:]}), on=["profile", "hash"])
-    tops = dict(zip(table["hash"], table["test_top1"], strict=True))
+    keys, snapshots, measured = ["profile", "hash"], tables.extra["snapshots"], tables.extra["features"]
+    columns = ["features", "varying", "correlation", *features.SUMMARY]
+    measured = measured.set_index(keys)[["when", "test_top1", *columns]]
+    start, end = (measured[measured["when"] == when].drop(columns="when") for when in ("start", "end"))
+    whole = archive.last_epochs(snapshots[snapshots["tensor"] == WHOLE])[[*keys, "size", *COLUMNS]]
+    last = archive.last_epochs(tables.epochs)[[*keys, "train_top1"]]
+    table = tables.runs[[*keys, *CELL, "seed", "perturbation", "parent", "epochs", "width"]]
+    for part in (whole, last, end.reset_index(), start.add_suffix("_start").reset_index()):
+        table = table.merge(part, on=keys)
     trained = table["hash"].where(table["perturbation"] == "none", table["parent"])
-    has_learned = trained.isin(learned(found)[0].runs["hash"])
-    return table.assign(parent_top1=table["parent"].map(tops), learned=has_learned)
+    tops, judged = table.set_index("hash")["test_top1"].to_dict(), learned(tables)[0].runs["hash"]
+    table = table.assign(parent_top1=table["parent"].map(tops), learned=trained.isin(judged), start=_start(table))
+    table["relative"] = table["distance_start"] / table["norm_start"]
+    return table.assign(relative_parent=table["distance_parent"] / table["norm_parent"])
+
+
+def _start(table: pd.DataFrame) -> pd.Series:
+    """The initialisations without the data set of pretraining."""
+    return table["init"].str.partition(":")[0]
 
 
 def at_largest_profiles(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of each training or retraining (of any seed) at the most telling profile it has, in the order of the slides."""
-    keys = [*CELL, "perturbation"]
-    start = table["init"].str.partition(":")[0]
-    profile = table["profile"].map(list(PROFILES).index)
-    kept = table[profile == profile.groupby([start if key == "init" else table[key] for key in keys]).transform("max")]
-    order = {model: place for place, model in enumerate(NETWORKS)}
-    return kept.sort_values("model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+    kept = captions.at_largest_profiles(table, ["model", "dataset", _start(table), "optimizer", "perturbation"])
+    return kept.sort_values("model", key=lambda names: names.map([*NETWORKS].index), kind="stable", ignore_index=True)
 
 
 def labelled(table: pd.DataFrame) -> pd.DataFrame:
@@ -88,48 +86,43 @@ def moved(ends: pd.DataFrame) -> pd.DataFrame:
     Columns: `CELL`, profile, seed, `THRESHOLDS`, norm_start, norm, distance_start, relative (distance over the norm at the
     start), test_top1 (percent), learned.
     """
-    rows = at_largest_profiles(ends[ends["perturbation"] == "none"])
-    rows["relative"] = rows["distance_start"] / rows["norm_start"]
     measured = ["norm_start", "norm", "distance_start", "relative", "test_top1", "learned"]
-    return rows[[*CELL, "profile", "seed", *THRESHOLDS, *measured]]
+    return at_largest_profiles(ends[ends["perturbation"] == "none"])[[*CELL, "profile", "seed", *THRESHOLDS, *measured]]
 
 
-def steps(found: archive.Tables) -> pd.DataFrame:
+def _snapshots(tables: archive.Tables) -> pd.DataFrame:
+    """The snapshots of the best runs, with their settings."""
+    runs = tables.runs[["profile", "hash", "init", "optimizer", "perturbation", "epochs", "snapshot_every"]]
+    return at_largest_profiles(tables.extra["snapshots"].merge(runs, on=["profile", "hash"]))
+
+
+def steps(tables: archive.Tables) -> pd.DataFrame:
     """Part 1's distances between the weights of every few epochs, of the grid's best trainings.
 
     Columns: `CELL`, profile, seed, epoch (at the end of each step), distance_previous, distance_start, norm, and `step`, the
     epochs between as text.
     """
-    settings = ["profile", "hash", "init", "optimizer", "perturbation", "snapshot_every"]
-    runs = found.runs.loc[found.runs["perturbation"] == "none", settings]
-    rows = found.extra["snapshots"].query("tensor == @WHOLE and epoch > 0").merge(runs, on=["profile", "hash"])
-    rows = at_largest_profiles(rows)
+    rows = _snapshots(tables).query("perturbation == 'none' and tensor == @WHOLE and epoch > 0")
     first = ((rows["epoch"] - 1) // rows["snapshot_every"] * rows["snapshot_every"]).astype(int)
-    rows["step"] = first.astype(str) + "-" + rows["epoch"].astype(str)
+    rows = rows.assign(step=first.astype(str) + "-" + rows["epoch"].astype(str))
     return rows[[*CELL, "profile", "seed", "epoch", "step", "distance_previous", "distance_start", "norm"]]
 
 
-def kinds(found: archive.Tables) -> pd.DataFrame:
+def kinds(tables: archive.Tables) -> pd.DataFrame:
     """Part 1, by kind of tensor: the share of weights changed of convolutions, linear layers, normalisations and biases.
 
     Columns: model, dataset, optimizer, kind, weights (number), `THRESHOLDS` (means over initialisations and seeds).
     """
-    settings = ["profile", "hash", "init", "optimizer", "perturbation", "epochs"]
-    runs = found.runs.loc[found.runs["perturbation"] == "none", settings]
-    rows = found.extra["snapshots"].merge(runs, on=["profile", "hash"])
-    rows = at_largest_profiles(rows[(rows["epoch"] == rows["epochs"]) & (rows["tensor"] != WHOLE)])
-    heads = ("classifier", "fc")
-    norm = rows["tensor"].str.contains(r"bn\d|downsample\.1")
-    bias = rows["tensor"].str.endswith("bias") & ~norm
-    linear = rows["tensor"].str.startswith(heads) & ~bias
-    rows["kind"] = np.select([norm, bias, linear], ["normalisation", "bias", "linear"], "convolution")
-    for column in THRESHOLDS:
-        rows[column] *= rows["size"]
-    keys = ["model", "dataset", "optimizer", "kind"]
-    sums = rows.groupby(keys, sort=False)[["size", *THRESHOLDS]].sum()
-    cells = rows.groupby(keys, sort=False)["hash"].nunique()
-    shares = sums[list(THRESHOLDS)].div(sums["size"], axis=0)
-    shares.insert(0, "weights", (sums["size"] / cells).astype(int))
+    rows = _snapshots(tables).query("perturbation == 'none' and epoch == epochs and tensor != @WHOLE")
+    tensors = rows["tensor"].str
+    kind = np.where(tensors.startswith(("classifier", "fc")), "linear", "convolution")
+    kind = np.where(tensors.endswith("bias"), "bias", kind)
+    rows = rows.assign(kind=np.where(tensors.contains(r"bn\d|downsample\.1"), "normalisation", kind))
+    rows[list(THRESHOLDS)] = rows[list(THRESHOLDS)].mul(rows["size"], axis=0)
+    cells = rows.groupby(["model", "dataset", "optimizer", "kind"], sort=False)
+    sizes = cells["size"].sum()
+    shares = cells[list(THRESHOLDS)].sum().div(sizes, axis=0)
+    shares.insert(0, "weights", (sizes / cells["hash"].nunique()).astype(int))
     return shares.reset_index()
 
 
@@ -141,117 +134,111 @@ def retrained(ends: pd.DataFrame, perturbations: Sequence[str] = tuple(PERTURBAT
     `right after` and `after` retraining; and of the features old and new: correlation of pairs, of matched pairs, CKA.
     """
     rows = at_largest_profiles(ends[ends["perturbation"].isin(perturbations)])
-    names = {"norm_parent": "w1", "norm": "w2", "distance_parent": "distance", "cosine_parent": "cosine",
+    names = {"norm_parent": "w1", "norm": "w2", "distance_parent": "distance", "relative_parent": "relative", "cosine_parent": "cosine",
              "distance_start": "drift", "parent_top1": "before", "test_top1_start": "right after", "test_top1": "after"}  # fmt: skip
-    table = rows.rename(columns=names).assign(relative=rows["distance_parent"] / rows["norm_parent"])
-    columns = [*names.values()]
-    columns.insert(3, "relative")
-    return table[[*CELL, "profile", "seed", "perturbation", *columns, "paired", "matched", "cka", "learned"]]
+    columns = [*CELL, "profile", "seed", "perturbation", *names, *features.SUMMARY, "learned"]
+    return rows[columns].rename(columns=names)
 
 
 def published() -> pd.DataFrame:
-    """The slides' norms: perturbation, dataset, w1, w2, distance, and the cosine that follows from the three."""
+    """The slides' norms: perturbation, dataset, w1, w2, distance, relative, and the cosine that follows from the first three."""
     table = pd.DataFrame(PUBLISHED, columns=["perturbation", "dataset", "w1", "w2", "distance"])
-    w1, w2 = table["w1"], table["w2"]
-    return table.assign(
-        relative=table["distance"] / w1, cosine=(w1**2 + w2**2 - table["distance"] ** 2) / (2 * w1 * w2)
-    )
+    w1, w2, distance = table["w1"], table["w2"], table["distance"]
+    return table.assign(relative=distance / w1, cosine=(w1**2 + w2**2 - distance**2) / (2 * w1 * w2))
 
 
-def counts(profile_runs: archive.Tables) -> pd.DataFrame:
+def counts(tables: archive.Tables) -> pd.DataFrame:
     """How many of the slides' trainings and retrainings are there per profile: profile, kind, run, of."""
     rows = []
     for profile in PROFILES:
-        there = set(profile_runs.runs.loc[profile_runs.runs["profile"] == profile, "hash"])
-        for kind, configs in (("trainings", grid(profile)), ("retrainings", retrainings(profile))):
-            first = [config for config in configs if config.seed == SEEDS[0]]
-            rows.append(
-                {"profile": profile, "kind": kind, "run": sum(c.hash in there for c in first), "of": len(first)}
-            )
+        there = set(tables.runs.loc[tables.runs["profile"] == profile, "hash"])
+        for kind, configs in (("trainings", grid), ("retrainings", retrainings)):
+            hashes = {config.hash for config in configs(profile, seeds=SEEDS[:1])}
+            rows.append({"profile": profile, "kind": kind, "run": len(hashes & there), "of": len(hashes)})
     return pd.DataFrame(rows)
 
 
-def similarities(found: archive.Tables) -> pd.DataFrame:
+def _penultimate(tables: archive.Tables, run: str) -> np.ndarray:
+    """(images, features) float64 of a run's hash, at its end."""
+    return tables.arrays[run, "penultimate"].astype(np.float64)
+
+
+def similarities(tables: archive.Tables) -> pd.DataFrame:
     """Part 2 across models: penultimate features of the first seed's trainings that differ in one thing, on the same images.
 
     Columns: model, dataset, differ (`optimizer` or `initialisation`), a, b, profile; `features.SUMMARY`; `chance`, the
     matched correlation when the images of one are put in random order, which is what matching finds where there is nothing;
     and whether both have `learned`.
     """
-    rows = at_largest_profiles(
-        found.runs[(found.runs["perturbation"] == "none") & (found.runs["seed"] == found.runs["seed"].min())]
-    )
-    table, rng, judged = [], np.random.default_rng(0), set(learned(found)[0].runs["hash"])
-    for (model, dataset), of in rows.groupby(["model", "dataset"], sort=False):
-        runs = list(of.itertuples())
-        for a, b in itertools.combinations(runs, 2):
-            differ = [kind for kind in ("init", "optimizer") if getattr(a, kind) != getattr(b, kind)]
+    runs = tables.runs.query("perturbation == 'none'")
+    runs = at_largest_profiles(runs[runs["seed"] == tables.runs["seed"].min()])
+    table, rng, judged = [], np.random.default_rng(0), set(learned(tables)[0].runs["hash"])
+    for (model, dataset), cell in runs.groupby(["model", "dataset"], sort=False):
+        for a, b in itertools.combinations(cell.to_dict("records"), 2):
+            differ = [kind for kind in ("init", "optimizer") if a[kind] != b[kind]]
             if len(differ) > 1:
                 continue
-            x, y = (found.arrays[run.hash, "penultimate"].astype(np.float64) for run in (a, b))
+            x, y = (_penultimate(tables, run["hash"]) for run in (a, b))
             shuffled = features.correlation(x, y[rng.permutation(len(y))])
             table.append({
-                "model": model, "dataset": dataset, "differ": {"init": "initialisation"}.get(differ[0], differ[0]),
-                "a": getattr(a, differ[0]), "b": getattr(b, differ[0]), "profile": a.profile,
+                "model": model, "dataset": dataset, "differ": differ[0].replace("init", "initialisation"),
+                "a": a[differ[0]], "b": b[differ[0]], "profile": a["profile"],
                 **features.summary(features.moments(x, y)), "chance": float(shuffled[features.match(shuffled)].mean()),
-                "learned": {a.hash, b.hash} <= judged,
+                "learned": {a["hash"], b["hash"]} <= judged,
             })  # fmt: skip
     return pd.DataFrame(table)
 
 
-def drifts(found: archive.Tables) -> pd.DataFrame:
+def drifts(tables: archive.Tables) -> pd.DataFrame:
     """How far training goes in as many epochs as retraining has, over the norm that it starts from.
 
     Columns: model, dataset, optimizer; `from scratch` (of the runs that are not pretrained), and after each of
     `PERTURBATIONS`; means over initialisations and seeds.
     """
-    rows = at_largest_profiles(found.extra["snapshots"].query("tensor == @WHOLE").merge(
-        found.runs[["profile", "hash", "init", "optimizer", "perturbation"]], on=["profile", "hash"]
-    ))  # fmt: skip
-    scratch = (rows["perturbation"] == "none") & ~rows["init"].str.startswith("pretrained")
-    rows["kind"] = rows["perturbation"].map(PERTURBATIONS).mask(scratch, "from scratch")
-    rows = rows[rows["kind"].notna() & (rows["epoch"] == rows["profile"].map(RETRAINING))]
-    rows["relative"] = rows["distance_start"] / rows["norm_start"]
+    rows = _snapshots(tables).query("tensor == @WHOLE")
+    rows = rows[rows["epoch"] == rows["profile"].map(RETRAINING)]
+    scratch = (rows["perturbation"] == "none") & (_start(rows) != "pretrained")
+    kind = rows["perturbation"].map(PERTURBATIONS).mask(scratch, "from scratch")
+    rows = rows.assign(kind=kind, relative=rows["distance_start"] / rows["norm_start"]).dropna(subset="kind")
     wide = rows.pivot_table("relative", ["model", "dataset", "optimizer"], "kind", sort=False)
     return wide.reindex(columns=["from scratch", *PERTURBATIONS.values()]).rename_axis(columns=None).reset_index()
 
 
-def caption(found: archive.Tables) -> str:
+def caption(tables: archive.Tables) -> str:
     """Size, seeds, training accuracies and data copies of the runs that a figure shows, networks of one size in one line."""
-    last = archive.last_epochs(found.epochs)[["profile", "hash", "train_top1"]]
-    rows, sizes, ranges = at_largest_profiles(found.runs).merge(last, on=["profile", "hash"]), [], []
-    again = rows["perturbation"] != "none"
-    for (model, profile), of in rows.groupby(["model", "profile"], sort=False):
-        lengths = {"": of.loc[~again[of.index], "epochs"], " of retraining": of.loc[again[of.index], "epochs"]}
+    last = archive.last_epochs(tables.epochs)[["profile", "hash", "train_top1"]]
+    rows, sizes, ranges = at_largest_profiles(tables.runs).merge(last, on=["profile", "hash"]), [], []
+    trained = rows["perturbation"] == "none"
+    for (model, profile), runs in rows.groupby(["model", "profile"], sort=False):
+        lengths = {"": runs.loc[trained, "epochs"], " of retraining": runs.loc[~trained, "epochs"]}
         epochs = [f"{length.max()} epochs{kind}" for kind, length in lengths.items() if len(length)]
-        seeds = [str(seed) for seed in sorted(of["seed"].unique())]
-        settings = f"{', '.join(epochs)}, {of['precision'].iloc[0]}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
-        sizes.append((NETWORKS[model], f"profile {profile}, {captions.size(of)}, {settings}"))
-    for model, of in labelled(rows[~again]).groupby("model", sort=False):
-        tops = [
-            (kind, sorted(top.round().astype(int))) for kind, top in of.groupby("optimizer", sort=False)["train_top1"]
-        ]
-        words = [f"{kind} {top[0]}-{top[-1]}%" if top[0] < top[-1] else f"{kind} {top[0]}%" for kind, top in tops]
+        seeds = [str(seed) for seed in sorted(runs["seed"].unique())]
+        words = [f"profile {profile}", captions.size(runs), *epochs, runs["precision"].iloc[0]]
+        words.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}")
+        sizes.append((NETWORKS[model], ", ".join(words)))
+    for model, runs in labelled(rows[trained]).groupby("model", sort=False):
+        tops = runs["train_top1"].round().astype(int).groupby(runs["optimizer"], sort=False).agg(["min", "max"])
+        words = [f"{kind} {low}-{high}%" if low < high else f"{kind} {low}%" for kind, low, high in tops.itertuples()]
         ranges.append(f"{model} {', '.join(words)}")
-    progress = captions.progress(rows[~again], f"at the end: {'; '.join(ranges)}")
-    return "\n".join([*captions.merge_lines(sizes), progress, captions.copies(found.runs)])
+    progress = captions.progress(rows[trained], f"at the end: {'; '.join(ranges)}")
+    return "\n".join([*captions.merge_lines(sizes), progress, captions.copies(tables.runs)])
 
 
 CORRELATIONS = ("mean of positive r", "mean r")
 TRAINED_ALIKE = 10  # points of training top-1 between the two trainings of a pair, at most
 
 
-def pairs(found: archive.Tables) -> pd.DataFrame:
+def pairs(tables: archive.Tables) -> pd.DataFrame:
     """The trainings with SGD and Adam from one start, as D3 and D4 compare them.
 
     Columns: profile, model, dataset, seed (initialisation and seed), group (optimizer), distance (log), `CORRELATIONS`, untrained (mean r
     at the start), train_top1, alike (whether the two were trained alike).
     """
-    ends = endings(found).query("perturbation == 'none'")
-    positive = [features.mean_positive(found.arrays[hash_, "penultimate"].astype(np.float64)) for hash_ in ends["hash"]]
-    ends = ends.assign(seed=ends["init"].str.partition(":")[0] + " " + ends["seed"].astype(str), group=ends["optimizer"].map(OPTIMIZER_NAMES),
-                       distance=np.log(ends["distance_start"] / ends["norm_start"]), untrained=ends["correlation_start"],
-                       **{"mean r": ends["correlation"], "mean of positive r": positive})  # fmt: skip
+    ends = endings(tables).query("perturbation == 'none'")
+    ends = ends.rename(columns={"correlation": "mean r", "correlation_start": "untrained"})
+    ends["seed"], ends["group"] = ends["start"] + " " + ends["seed"].astype(str), ends["optimizer"].map(OPTIMIZER_NAMES)
+    ends["distance"] = np.log(ends["relative"])
+    ends["mean of positive r"] = [features.mean_positive(_penultimate(tables, run)) for run in ends["hash"]]
     keys = ["profile", "model", "dataset", "seed"]
     top1 = ends.groupby(keys)["train_top1"]
     ends["alike"] = top1.transform("max") - top1.transform("min") <= TRAINED_ALIKE
@@ -259,35 +246,35 @@ def pairs(found: archive.Tables) -> pd.DataFrame:
     return ends.loc[top1.transform("size") == 2, columns]
 
 
-def candidates(found: archive.Tables) -> archive.Tables:
+def candidates(tables: archive.Tables) -> archive.Tables:
     """What may be judged: of whole cells the trainings that have learned (`learned`), and what was retrained from them.
 
     A cell is all initialisations and optimizers of a profile, network, data set, perturbation and seed: a profile that is half trained
     must not take the place of one that is done.
     """
-    there, whole = set(found.runs["hash"]), set()
-    for profile, runs in found.runs.groupby("profile"):
-        seeds, cells = {"seeds": [int(seed) for seed in runs["seed"].unique()]}, {}
-        for config in [*grid(profile, **seeds), *retrainings(profile, **seeds)]:
-            cells.setdefault((config.model, config.dataset, config.perturbation, config.seed), set()).add(config.hash)
-        whole |= {hash_ for cell in cells.values() if cell <= there for hash_ in cell}
-    runs = select(found, whole).runs.set_index("hash")
+    keys, planned = ["model", "dataset", "perturbation", "seed"], []
+    for profile, seeds in tables.runs.groupby("profile")["seed"].unique().items():
+        configs = [*grid(profile, seeds=seeds.tolist()), *retrainings(profile, seeds=seeds.tolist())]
+        rows = pd.DataFrame([config.to_dict() | {"hash": config.hash} for config in configs])
+        rows["there"] = rows["hash"].isin(tables.runs["hash"])
+        planned.append(rows[rows.groupby(keys)["there"].transform("all")])
+    runs = select(tables, set(pd.concat(planned)["hash"])).runs
     trained = runs["perturbation"] == "none"
-    kept = set(learned(select(found, set(runs.index[trained])))[0].runs["hash"])
-    return select(found, kept | {hash_ for hash_, parent in runs.loc[~trained, "parent"].items() if parent in kept})
+    kept = set(learned(select(tables, set(runs.loc[trained, "hash"])))[0].runs["hash"])
+    return select(tables, kept | set(runs.loc[~trained & runs["parent"].isin(kept), "hash"]))
 
 
-def heat_maps(found: archive.Tables, dataset: str, init: str = INITS[0]) -> list[tuple[str, np.ndarray]]:
+def heat_maps(tables: archive.Tables, dataset: str, init: str = INITS[0]) -> list[tuple[str, np.ndarray]]:
     """Part 2 within models: correlations of the penultimate features over the first test images, similar ones side by side.
 
     Returns:
         Title and matrix (features, features) per network and optimizer, features that do not vary left out.
     """
-    rows = at_largest_profiles(found.runs[(found.runs["perturbation"] == "none") & (found.runs["init"] == init)])
-    rows, panels = rows[(rows["dataset"] == dataset) & (rows["seed"] == rows["seed"].min())], []
-    for run in rows.sort_values("optimizer", ascending=False, kind="stable").itertuples():
-        matrix = features.correlation(found.arrays[run.hash, "penultimate"].astype(np.float64))
+    runs = at_largest_profiles(tables.runs.query("perturbation == 'none' and init == @init and dataset == @dataset"))
+    runs, panels = runs[runs["seed"] == runs["seed"].min()], []
+    for run in runs.sort_values("optimizer", ascending=False, kind="stable").itertuples():
+        matrix = features.correlation(_penultimate(tables, run.hash))
         kept = features.order(matrix)
-        title = f"{NETWORKS[run.model]}, {'Adam' if run.optimizer == 'adam' else 'SGD'}\n{len(kept)} of {len(matrix)} features vary"
+        title = f"{NETWORKS[run.model]}, {OPTIMIZER_NAMES[run.optimizer]}\n{len(kept)} of {len(matrix)} features vary"
         panels.append((title, matrix[np.ix_(kept, kept)]))
     return panels

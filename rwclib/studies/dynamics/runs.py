@@ -6,12 +6,14 @@ momentum 0.9, Adam with 1e-3, batch 128, no weight decay, no augmentation, 20 ep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 
 from rwclib.errors import ConfigError
 from rwclib.runs import data
 from rwclib.runs.config import RunConfig, check_profile
+from rwclib.studies import Choice
 
 STUDY = "dynamics"
 NETWORKS = {"lenet5": "LeNet-5", "resnet18": "ResNet-18", "vgg19": "VGG-19"}
@@ -37,14 +39,11 @@ def run_config(profile: str, model: str, dataset: str, init: str, optimizer: str
     """One of the 54 trainings.
 
     `pretrained` starts from the run on another data set (`SOURCES`), Kaiming-uniform and with SGD whatever the optimizer; at
-    the published size, ResNet-18 and VGG-19 start from torchvision's ImageNet weights.
-
-    Raises:
-        ConfigError: unknown profile, model, data set, initialisation or optimizer.
+    the published size, ResNet-18 and VGG-19 start from torchvision's ImageNet weights. `ConfigError` for unknown names.
     """
     size = {key: value for key, value in SIZES[check_profile(profile)].items() if key != "seeds"}
-    for name, known in (("model", NETWORKS), ("initialisation", INITS), ("optimizer", OPTIMIZERS)):
-        value = {"model": model, "initialisation": init, "optimizer": optimizer}[name]
+    settings = (("model", model, NETWORKS), ("initialisation", init, INITS), ("optimizer", optimizer, OPTIMIZERS))
+    for name, value, known in settings:
         if value not in known:
             raise ConfigError(f"unknown {name} {value!r} in study {STUDY}; known: {', '.join(known)}")
     if model == "lenet5":
@@ -61,53 +60,40 @@ def run_config(profile: str, model: str, dataset: str, init: str, optimizer: str
     )  # fmt: skip
 
 
-def grid(
-    profile: str,
-    *,
-    models: Sequence[str] | None = None,
-    datasets: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-) -> list[RunConfig]:
+def grid(profile: str, *, models: Choice = None, datasets: Choice = None, seeds: Choice = None) -> list[RunConfig]:
     """The trainings behind parts 1 and 2, 54 to a seed; of fewer, or other, models, data sets and seeds.
 
     `pretrained` is left out where the data set to pretrain on is not among the data sets.
     """
-    check_profile(profile)
-    on = datasets or DATASETS
+    seeds, datasets = seeds or SIZES[check_profile(profile)]["seeds"], datasets or DATASETS
+    cells = itertools.product(seeds, INITS, OPTIMIZERS, datasets, models or NETWORKS)
     return [
         run_config(profile, model, dataset, init, optimizer, seed)
-        for seed in (seeds or SIZES[profile]["seeds"])
-        for init in INITS
-        for optimizer in OPTIMIZERS
-        for dataset in on
-        for model in (models or NETWORKS)
-        if init != "pretrained" or SOURCES.get(dataset) in on
+        for seed, init, optimizer, dataset, model in cells
+        if init != "pretrained" or SOURCES.get(dataset) in datasets
     ]
 
 
-def _retrained(profile: str, config: RunConfig, perturbation: str) -> RunConfig:
-    return replace(config, parent=config.hash, perturbation=perturbation, epochs=RETRAINING[profile])
+def _again(profile: str, configs: list[RunConfig], perturbations: Iterable[str]) -> list[RunConfig]:
+    """Every run perturbed in each way and trained again."""
+    again = {"epochs": RETRAINING[profile]}
+    return [replace(c, parent=c.hash, perturbation=kind, **again) for kind in perturbations for c in configs]
 
 
-def retrainings(profile: str, **which: Sequence | None) -> list[RunConfig]:
+def retrainings(profile: str, **which: Choice) -> list[RunConfig]:
     """Every run of `grid` perturbed and trained again, 108 to a seed."""
-    of = grid(profile, **which)
-    return [_retrained(profile, config, perturbation) for perturbation in PERTURBATIONS for config in of]
+    return _again(profile, grid(profile, **which), PERTURBATIONS)
 
 
 CONTROLS = ("distort:0.0", "flip_sign@weights", "flip_sign@state", "add_noise:0.1", "shuffle")
 
 
-def controls(profile: str, **which: Sequence | None) -> list[RunConfig]:
+def controls(profile: str, **which: Choice) -> list[RunConfig]:
     """What part 3 lacks, for the MNIST runs with Kaiming-uniform SGD: no perturbation, flips of other tensors, noise, shuffling."""
-    of = [
-        config
-        for config in grid(profile, **which)
-        if (config.dataset, config.init, config.optimizer) == ("mnist", INITS[0], "sgd")
-    ]
-    return [_retrained(profile, config, perturbation) for perturbation in CONTROLS for config in of]
+    chosen = ("mnist", INITS[0], "sgd")
+    return _again(profile, [c for c in grid(profile, **which) if (c.dataset, c.init, c.optimizer) == chosen], CONTROLS)
 
 
-def runs(profile: str, **which: Sequence | None) -> list[RunConfig]:
+def runs(profile: str, **which: Choice) -> list[RunConfig]:
     """All runs of the study at a profile, each behind the one that it starts from."""
-    return [part for kind in (grid, retrainings, controls) for part in kind(profile, **which)]
+    return [config for kind in (grid, retrainings, controls) for config in kind(profile, **which)]

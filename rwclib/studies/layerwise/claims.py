@@ -11,14 +11,10 @@ from rwclib.analysis import claims
 from rwclib.analysis.claims import DEFINITIONS, Cell, Claim, Comparison, farther, level, ratio, similar
 from rwclib.runs import archive
 from rwclib.studies.layerwise import figures
+from rwclib.studies.layerwise.figures import GROUPS
 from rwclib.studies.layerwise.runs import DATASETS, NETWORKS, runs
 from rwclib.studies.study import Study
 
-GROUPS = {
-    "resnet18": ("block1", "block2", "block3", "block4"),
-    "vgg19_bn": ("early", "middle", "late"),
-    "alexnet": ("early", "middle", "late"),
-}
 SIMPLER = ("cifar10", "mnist")  # "comparatively simpler tasks like CIFAR-10 and MNIST"
 _R, _V, _A = GROUPS
 
@@ -61,33 +57,25 @@ CLAIMS = (
     Claim("L13", "AlexNet, MNIST and Fashion-MNIST: early < middle < late",
           tuple(part for pair in ("middle / early", "late / middle") for dataset in ("mnist", "fashion_mnist") for part in _orders(_A, dataset, pair))),
     Claim("L14", "Conclusion: in general, late above early across networks and data sets",
-          tuple(part for model, of in GROUPS.items() for dataset in DATASETS for part in _orders(model, dataset, f"{of[-1]} / {of[0]}")), in_general=True),
+          tuple(part for model, groups in GROUPS.items() for dataset in DATASETS for part in _orders(model, dataset, f"{groups[-1]} / {groups[0]}")), in_general=True),
     Claim("L15", "Conclusion: on CIFAR-100 late above early and middle, every network",
-          tuple(part for model, of in GROUPS.items() for lower in of[:-1] for part in _orders(model, "cifar100", f"{of[-1]} / {lower}"))),
+          tuple(part for model, groups in GROUPS.items() for lower in groups[:-1] for part in _orders(model, "cifar100", f"{groups[-1]} / {lower}"))),
     Claim("L16", "The twelve test accuracies within 2 points (judged at the published size alone)",
           tuple(level(Cell(model, dataset, "test top-1", "accuracy"), f"{model} {dataset}: test top-1 - published", -2.0, 2.0, unit="points")
                 for model, settings in NETWORKS.items() for dataset in settings["top1"]), ("-",), profile="paper"),
     Claim("L17", "Conclusion: on simpler tasks (CIFAR-10, MNIST) late below middle, every network",
-          tuple(part for model, of in GROUPS.items() for dataset in SIMPLER for part in _orders(model, dataset, f"{of[-2]} / {of[-1]}"))),
+          tuple(part for model, groups in GROUPS.items() for dataset in SIMPLER for part in _orders(model, dataset, f"{groups[-2]} / {groups[-1]}"))),
 )  # fmt: skip
 
 
-def values(found: archive.Tables, metrics: Mapping[str, str] = DEFINITIONS, statistic: str = "median") -> pd.DataFrame:
-    """Logarithms of each group's median over layers and drawn epochs, and accuracies less the published; as `claims.details`.
-
-    With `statistic="mean"` means of the finite values, which notebook 04 shows beside.
-    """
-    layers, keys = figures.drawn(found.layers), ["profile", "model", "dataset", "group", "seed"]
-    layers = layers[
-        [group in GROUPS.get(model, ()) for model, group in zip(layers["model"], layers["group"], strict=True)]
-    ]
-    layers = layers.replace(float("inf"), np.nan) if statistic == "mean" else layers
-    center = layers.groupby(keys, sort=False)[list(metrics)].agg(statistic).rename(columns=metrics)
-    change = np.log(center).melt(var_name="definition", ignore_index=False).reset_index().assign(quantity="change")
-    last = archive.last_epochs(found.epochs)
+def values(tables: archive.Tables, metrics: Mapping[str, str] = DEFINITIONS, statistic: str = "median") -> pd.DataFrame:
+    """Logarithms of `figures.run_medians`, and accuracies less the published; as `claims.details`."""
+    change = figures.run_medians(tables.layers, metrics, statistic)
+    change = change.assign(quantity="change", value=np.log(change["value"]))
+    last = archive.last_epochs(tables.epochs)
     published = [NETWORKS[row.model]["top1"].get(row.dataset, np.nan) for row in last.itertuples()]
     top1 = last.assign(definition="-", quantity="accuracy", group="test top-1", value=last["test_top1"] - published)
-    return pd.concat([change, top1])[claims.VALUES]  # fmt: skip
+    return pd.concat([change, top1])[claims.VALUES]
 
 
 STUDY = Study(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,36 +13,26 @@ from rwclib.analysis import plotting
 from rwclib.analysis.claims import DEFINITIONS
 from rwclib.runs import archive, data
 from rwclib.studies import captions
-from rwclib.studies.captions import at_largest_profile
+from rwclib.studies.captions import at_largest_profile, at_largest_profiles
 from rwclib.studies.layerwise.runs import DATASETS, NETWORKS
 
-# Figures 1-12: pairs of neighbouring ResNet-18 blocks on each data set, in the paper's order. 13-16: VGG. 17-20: AlexNet.
-FIGURES = {
-    3 * i + j: ("resnet18", dataset, (f"block{j}", f"block{j + 1}"))
-    for i, dataset in enumerate(DATASETS)
-    for j in (1, 2, 3)
-} | {
-    first + i: (model, dataset, ("early", "middle", "late"))
-    for first, model in ((13, "vgg19_bn"), (17, "alexnet"))
-    for i, dataset in enumerate(DATASETS)
+GROUPS = {
+    "resnet18": ("block1", "block2", "block3", "block4"),
+    "vgg19_bn": ("early", "middle", "late"),
+    "alexnet": ("early", "middle", "late"),
 }
+# Figures 1-12: pairs of neighbouring ResNet-18 blocks on each data set, in the paper's order. 13-16: VGG. 17-20: AlexNet.
+_PANELS = [("resnet18", dataset, GROUPS["resnet18"][j : j + 2]) for dataset in DATASETS for j in range(3)]
+_PANELS += [(model, dataset, GROUPS[model]) for model in ("vgg19_bn", "alexnet") for dataset in DATASETS]
+FIGURES = dict(enumerate(_PANELS, 1))
 
 
 def published() -> pd.DataFrame:
     """The published figures' medians, read off the figures (good to about 10%), and the last epochs that they draw.
 
-    Columns: figure, model, dataset, group, median, epochs.
+    Columns, among others: figure, model, dataset, group, median, epochs.
     """
-    table = pd.read_csv(Path(__file__).with_name("published.csv"))
-    names = {"ResNet18": "resnet18", "VGG19_bn": "vgg19_bn", "AlexNet": "alexnet"}
-    sets = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "MNIST": "mnist", "FMNIST": "fashion_mnist"}
-    groups = {f"Block-{i}": f"block{i}" for i in (1, 2, 3, 4)} | {
-        "Early Layer": "early", "Earlier Layers": "early", "Middle Layers": "middle", "Later Layers": "late",
-    }  # fmt: skip
-    return pd.DataFrame({
-        "figure": table["journal_fig"], "model": table["model"].map(names), "dataset": table["dataset"].map(sets),
-        "group": table["group"].map(groups), "median": table["p50"], "epochs": table["last_epoch"],
-    })  # fmt: skip
+    return pd.read_csv(Path(__file__).with_name("published.csv"))
 
 
 EPOCHS, DRAWN = 150, {"mnist": 20, "fashion_mnist": 20, data.SAMPLE: 20}  # published, and drawn where it is not all
@@ -50,9 +40,8 @@ EPOCHS, DRAWN = 150, {"mnist": 20, "fashion_mnist": 20, data.SAMPLE: 20}  # publ
 
 def drawn(layers: pd.DataFrame) -> pd.DataFrame:
     """The rows of the epochs that medians are over: from the second to the last that the published figures draw."""
-    return layers[
-        (layers["epoch"] > 1) & (layers["epoch"] <= layers["dataset"].map(DRAWN).astype(float).fillna(EPOCHS))
-    ]
+    last = layers["dataset"].map(DRAWN).astype(float).fillna(EPOCHS)
+    return layers[(layers["epoch"] > 1) & (layers["epoch"] <= last)]
 
 
 def _length(epochs: int, dataset: str) -> str:
@@ -60,11 +49,6 @@ def _length(epochs: int, dataset: str) -> str:
     last = DRAWN.get(dataset, EPOCHS)
     ours, paper = (f"{last} of {count}" if last < count else f"{count}" for count in (epochs, EPOCHS))
     return f"{'the first ' * (last < epochs)}{ours} epochs (published: {paper})"
-
-
-def _groups(model: str) -> list[str]:
-    """The layer groups of a model's published figures, in their order."""
-    return list(dict.fromkeys(group for of, _, names in FIGURES.values() if of == model for group in names))
 
 
 def figures(model: str, dataset: str) -> list[int]:
@@ -104,36 +88,32 @@ def figure_table(layers: pd.DataFrame, figure: int, dataset: str | None = None) 
 
 
 def draw(
-    found: archive.Tables, model: str, dataset: str, folder: str | Path, prefix: str
+    tables: archive.Tables, model: str, dataset: str, folder: str | Path, prefix: str
 ) -> Iterator[tuple[int, plotting.Figure, pd.DataFrame]]:
     """Draw and save the published figures of one model and data set: yields (number, figure, the numbers behind it).
 
-    A figure ends at the last epoch of the published one: those of MNIST and Fashion-MNIST show 20 of the 150 epochs.
-
-    Args:
-        found: as `tables` gives them; figures whose runs are missing are left out.
-        model, dataset: their figures are drawn.
-        folder, prefix: files are `<folder>/<prefix>_fig<NN>_<data set>_<groups>.png` and `.pdf`.
+    A figure ends at the last epoch of the published one, and is left out if its runs are missing. Files are
+    `<folder>/<prefix>_fig<NN>_<data set>_<groups>.png` and `.pdf`.
     """
     for number in figures(model, dataset):
         groups = FIGURES[number][2]
-        layers, medians = _drawn(found.layers, number, dataset)
+        layers, medians = _drawn(tables.layers, number, dataset)
         if layers.empty:
             continue
-        epochs = int(at_largest_profile(found.runs, model, dataset)["epochs"].max())
+        epochs = int(at_largest_profile(tables.runs, model, dataset)["epochs"].max())
         figure = plotting.group_lines(
             layers, groups,
             title=f"Figure {number}: {NETWORKS[model]['title']}, {data.get(dataset).title}, {', '.join(groups)}",
-            caption=captions.caption(found, model, dataset, _length(epochs, dataset)),
-            order=_groups(model), published=medians.to_dict(),
+            caption=captions.caption(tables, model, dataset, _length(epochs, dataset)),
+            order=GROUPS[model], published=medians.to_dict(),
         )  # fmt: skip
         plotting.save(figure, folder, f"{prefix}_fig{number:02d}_{dataset}_{'_'.join(groups)}")
-        yield number, figure, figure_table(found.layers, number, dataset)
+        yield number, figure, figure_table(tables.layers, number, dataset)
 
 
-def overview_caption(found: archive.Tables, model: str) -> str:
+def overview_caption(tables: archive.Tables, model: str) -> str:
     """What the overview shows, the size of the runs beside the published, and their data copies."""
-    rows = captions.runs_shown(found, model)
+    rows = captions.runs_shown(tables, model)
     titles = [data.get(name).title for name in rows["dataset"]]
     sizes = [
         f"{row.profile}, {captions.size(rows.loc[[row.Index]])}, {_length(row.epochs, row.dataset)}, seeds {row.seeds}"
@@ -146,26 +126,36 @@ def overview_caption(found: archive.Tables, model: str) -> str:
     ])  # fmt: skip
 
 
-def group_medians(found: archive.Tables, model: str) -> pd.DataFrame:
-    """Median RWC per data set, group, seed and definition over layers and `drawn` epochs, published medians beside.
+def run_medians(
+    layers: pd.DataFrame, metrics: Mapping[str, str] = DEFINITIONS, statistic: str = "median"
+) -> pd.DataFrame:
+    """Each run's median over a group's layers and the `drawn` epochs, or its mean of the finite values (`mean`).
+
+    Columns: profile, model, dataset, group, seed, definition, value.
+    """
+    rows = drawn(layers[layers["group"].isin({group for groups in GROUPS.values() for group in groups})])
+    rows = rows.replace(float("inf"), np.nan) if statistic == "mean" else rows
+    centers = rows.groupby(["profile", "model", "dataset", "group", "seed"], sort=False)[list(metrics)].agg(statistic)
+    return centers.rename(columns=metrics).melt(var_name="definition", ignore_index=False).reset_index()
+
+
+def group_medians(tables: archive.Tables, model: str) -> pd.DataFrame:
+    """`run_medians` of the runs that a model's figures show, published medians beside.
 
     Columns: dataset, panel, profile, group, seed (-1 for published), source (`Eq. 1`, `elementwise`, `published`), value.
     """
-    groups, layers, parts = _groups(model), found.layers, []
-    for dataset in dict.fromkeys(layers.loc[layers["model"] == model, "dataset"]):
-        rows = drawn(at_largest_profile(layers, model, dataset))
-        rows = rows[rows["group"].isin(groups)]
-        learned = captions.progress(at_largest_profile(archive.last_epochs(found.epochs), model, dataset))
-        panel = "\n".join([data.get(dataset).title, *(textwrap.fill(part, 20) for part in learned.split("; "))])
-        for metric, definition in DEFINITIONS.items():
-            medians = rows.groupby(["dataset", "profile", "group", "seed"])[metric].median().reset_index(name="value")
-            parts.append(medians.assign(source=definition, panel=panel))
-    medians = (
-        published().query("model == @model").groupby(["dataset", "group"])["median"].mean().reset_index(name="value")
-    )
-    parts.append(medians.assign(profile="published", seed=-1, source="published"))
-    table = pd.concat(parts, ignore_index=True)
-    return table.sort_values("group", key=lambda names: names.map(groups.index), kind="stable", ignore_index=True)
+    layers = at_largest_profiles(tables.layers[tables.layers["model"] == model])
+    datasets, last, panels = layers["dataset"].unique(), archive.last_epochs(tables.epochs), {}
+    for dataset in datasets:
+        learned = captions.progress(at_largest_profile(last, model, dataset)).split("; ")
+        panels[dataset] = "\n".join([data.get(dataset).title, *(textwrap.fill(part, 20) for part in learned)])
+    ours = run_medians(layers).rename(columns={"definition": "source"})
+    paper = published().query("model == @model").groupby(["dataset", "group"], as_index=False)["median"].mean()
+    paper = paper.rename(columns={"median": "value"}).assign(profile="published", seed=-1, source="published")
+    table = pd.concat([ours.assign(panel=ours["dataset"].map(panels)), paper])
+    order = [*GROUPS[model], *datasets, *DATASETS]
+    table = table.sort_values(["group", "dataset"], key=lambda names: names.map(order.index), ignore_index=True)
+    return table[["dataset", "panel", "profile", "group", "seed", "source", "value"]]
 
 
 def median_table(medians: pd.DataFrame) -> pd.DataFrame:

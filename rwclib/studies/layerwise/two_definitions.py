@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,11 +13,10 @@ from rwclib import metrics
 from rwclib.analysis import claims
 from rwclib.runs import archive, data, models
 from rwclib.studies import captions
-from rwclib.studies.captions import at_largest_profile
+from rwclib.studies.captions import at_largest_profiles
 from rwclib.studies.layerwise import STUDY, figures
 from rwclib.studies.layerwise.runs import NETWORKS, SEEDS
 from rwclib.studies.stored import stored
-from rwclib.studies.study import under
 from rwclib.tracker import weight_tensors
 
 MEASURES = claims.DEFINITIONS | {"rwc_median": "median"}  # the last of at most 4,096 weights of a layer
@@ -26,18 +26,12 @@ MEASURES = claims.DEFINITIONS | {"rwc_median": "median"}  # the last of at most 
 def simulate(
     sizes: Sequence[int] = tuple(10**k for k in range(2, 8)), change: float = 0.1, seed: int = 0
 ) -> pd.DataFrame:
-    """The measures on layers of N(0, 1) weights that all move by N(0, change) steps, by the layer's size.
+    """The measures on layers of N(0, 1) weights that all move by N(0, change) steps, by the layer's size (number of weights).
 
     Eq. 1 tends to `change` (a ratio of two means of half-normal variables), whatever the size. The elementwise mean has
     no finite expectation, since 1 / |w| has none: its typical value grows with the logarithm of the size.
 
-    Args:
-        sizes: numbers of weights.
-        change: standard deviation of the steps, relative to that of the weights.
-        seed: of the weights and steps.
-
-    Returns:
-        One row per size and measure: size, measure, draws, and the draws' median, p10 and p90.
+    Columns, one row per size and measure: size, measure, draws, and the draws' median, p10 and p90.
     """
     rng, rows = np.random.default_rng(seed), []  # not PyTorch's generator, which gives exact zeros
     for size in sizes:
@@ -71,34 +65,29 @@ def exact_zeros(seeds: Sequence[int] = SEEDS, networks: Sequence[str] = tuple(NE
     return pd.DataFrame(rows)
 
 
-def infinities(found: archive.Tables) -> pd.DataFrame:
+def infinities(tables: archive.Tables) -> pd.DataFrame:
     """Non-finite elementwise means in the runs drawn, one row per run that has one: how many, in which epochs and layers."""
-    rows = []
-    for (model, dataset, seed), layers in _drawn(found).groupby(["model", "dataset", "seed"], sort=False):
-        bad = layers[~np.isfinite(layers["rwc_elementwise"])]
-        if len(bad):
-            rows.append({
-                "model": model, "dataset": dataset, "seed": seed, "infinite": len(bad), "of": len(layers),
-                "first_epoch": bad["epoch"].min(), "last_epoch": bad["epoch"].max(), "layers": bad["layer"].nunique(),
-            })  # fmt: skip
-    columns = ["model", "dataset", "seed", "infinite", "of", "first_epoch", "last_epoch", "layers"]
-    return pd.DataFrame(rows, columns=columns)
+    rows, keys = at_largest_profiles(tables.layers), ["model", "dataset", "seed"]
+    bad = rows[~np.isfinite(rows["rwc_elementwise"])].groupby(keys, sort=False)
+    table = bad["epoch"].agg(infinite="size", first_epoch="min", last_epoch="max").assign(layers=bad["layer"].nunique())
+    table.insert(1, "of", rows.groupby(keys).size().reindex(table.index))
+    return table.reset_index()
 
 
-def layer_medians(found: archive.Tables) -> pd.DataFrame:
+def layer_medians(tables: archive.Tables) -> pd.DataFrame:
     """Each layer's median of every measure over seeds and the drawn epochs after the first, infinite values in the ranks.
 
     Columns: model, dataset, profile, group, layer, depth, size (weights in the tensor), then one per measure.
     """
-    rows = figures.drawn(_drawn(found))
+    rows = figures.drawn(at_largest_profiles(tables.layers))
     keys = ["model", "dataset", "profile", "group", "layer", "depth", "size"]
     return rows.groupby(keys, sort=False)[list(MEASURES)].median().rename(columns=MEASURES).reset_index()
 
 
-def caption(found: archive.Tables) -> str:
+def caption(tables: archive.Tables) -> str:
     """Profiles and seeds, training accuracies and data copies of the runs of all models on all data sets."""
     names = {model: settings["title"] for model, settings in NETWORKS.items()}
-    shown = pd.concat([captions.runs_shown(found, model).assign(model=names[model]) for model in names])
+    shown = pd.concat([captions.runs_shown(tables, model).assign(model=names[model]) for model in names])
     sizes, tops = [], []
     for dataset, rows in shown.groupby("dataset", sort=False):
         title, settings = data.get(dataset).title, rows["profile"] + ", seeds " + rows["seeds"]
@@ -112,25 +101,18 @@ def caption(found: archive.Tables) -> str:
 
 
 def agreement(medians: pd.DataFrame) -> pd.DataFrame:
-    """How far the measures agree on the order of a network's layers, one row per model and data set.
+    """How far the measures agree on the order of a network's layers, one row per model and data set of `layer_medians`.
 
-    Args:
-        medians: as `layer_medians` gives them.
-
-    Returns:
-        Spearman's rank correlation over the layers between each pair of measures, and the median over the layers of
-        elementwise / Eq. 1.
+    Columns: model, dataset, profile, layers (number), Spearman's rank correlation over the layers between each pair of
+    measures, and the median over the layers of elementwise / Eq. 1.
     """
-    rows = []
-    for (model, dataset, profile), of in medians.groupby(["model", "dataset", "profile"], sort=False):
-        rank = of[list(MEASURES.values())].corr(method="spearman")
-        rows.append({
-            "model": model, "dataset": dataset, "profile": profile, "layers": len(of),
-            "Eq. 1 ~ elementwise": rank.loc["Eq. 1", "elementwise"],
-            "Eq. 1 ~ median": rank.loc["Eq. 1", "median"],
-            "elementwise ~ median": rank.loc["elementwise", "median"],
-            "elementwise / Eq. 1": (of["elementwise"] / of["Eq. 1"]).median(),
-        })  # fmt: skip
+    keys, rows = ["model", "dataset", "profile"], []
+    for names, layers in medians.groupby(keys, sort=False):
+        rank = layers[list(MEASURES.values())].corr(method="spearman")
+        pairs = {f"{a} ~ {b}": rank.loc[a, b] for a, b in itertools.combinations(rank, 2)}
+        ratio = (layers["elementwise"] / layers["Eq. 1"]).median()
+        row = dict(zip(keys, names, strict=True)) | {"layers": len(layers)}
+        rows.append(row | pairs | {"elementwise / Eq. 1": ratio})
     return pd.DataFrame(rows)
 
 
@@ -140,71 +122,46 @@ READING_ERROR = 0.1  # half the 95% interval of a median read off a published fi
 def published_details() -> pd.DataFrame:
     """Every comparison judged by the published figures' medians (elementwise values) with their reading error; as `claims.details`."""
     table = figures.published().groupby(["model", "dataset", "group"])["median"].mean().reset_index()
-    table = table.assign(
-        profile="published", definition="published", quantity="change", seed=0, value=np.log(table["median"])
-    )
+    settings = {"profile": "published", "definition": "published", "quantity": "change", "seed": 0}
     error = (READING_ERROR / 1.96) ** 2
     spread = claims.Spread(error, claims.INFINITY, error, claims.INFINITY, "reading error")
-    about = [claim for claim in under(STUDY.claims, {"": "published"}) if claim.id != "L16"]
-    return claims.details(table[claims.VALUES], about, ["published"], spread)
+    about = [claim for claim in STUDY.about(metrics={"": "published"}) if claim.id != "L16"]
+    values = table.assign(**settings, value=np.log(table["median"]))[claims.VALUES]
+    return claims.details(values, about, ["published"], spread)
 
 
-def _largest(parts: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each comparison at the largest profile at which it was run."""
-    keys = ["claim", "comparison"]
-    place = parts.groupby(keys, sort=False).ngroup()  # of the claims' own order
-    run = parts.assign(place=place)[(parts["verdict"] != "not run") & (parts["definition"] != "-")]
-    largest = run.groupby(keys)["profile"].transform("last")
-    return run[run["profile"] == largest].sort_values("place", kind="stable")
+def effects(tables: archive.Tables) -> pd.DataFrame:
+    """Every comparison's ratio under each measure at the largest profile at which it was run, and that of the published medians.
 
-
-def effects(found: archive.Tables) -> pd.DataFrame:
-    """Every comparison's ratio under each measure, from group medians, and that of the published medians (elementwise values).
-
-    Columns: claim, comparison, profile, one per measure, `elementwise, means` (from group means of finite values, which
-    single spikes lift), `published`.
+    Columns: claim, comparison, profile, one per measure (from group medians), `elementwise, means` (from group means of
+    finite values, which single spikes lift), `published` (from published medians of elementwise values).
     """
-    keys = ["claim", "comparison"]
-    parts = _largest(STUDY.details(found, metrics=MEASURES))
-    wide = parts.pivot_table("effect", [*keys, "profile"], "definition", sort=False).reindex(
-        columns=list(MEASURES.values())
-    )
-    means = _largest(STUDY.details(found, statistic="mean")).query("definition == 'elementwise'")
-    published = published_details()
-    for name, table in (("elementwise, means", means), ("published", published)):
-        known = dict(zip(zip(*(table[key] for key in keys), strict=True), table["effect"], strict=True))
-        wide[name] = [known.get(key[:2], np.nan) for key in wide.index]
+    keys, measures = ["claim", "comparison"], [*MEASURES.values(), "elementwise, means"]
+    medians = STUDY.details(tables, metrics=MEASURES).query("definition != '-'").dropna(subset="effect")
+    means = STUDY.details(tables, statistic="mean").query("definition == 'elementwise'").assign(definition=measures[-1])
+    parts = pd.concat([published_details(), medians, means])
+    wide = parts.pivot_table("effect", keys, "definition", "last", sort=False)  # the last profile is the largest
+    wide = wide.reindex(columns=[*measures, "published"]).rename_axis(columns=None)
+    wide.insert(0, "profile", medians.groupby(keys)["profile"].last())
+    return wide.dropna(subset="profile").reset_index()
+
+
+def verdicts(tables: archive.Tables) -> pd.DataFrame:
+    """Every claim's verdict under each measure at the largest profile that judges it, and that of the published medians."""
+    table = STUDY.verdicts(tables, metrics=MEASURES).query("definition != '-'").drop_duplicates(["claim", "definition"])
+    ids, measures = table["claim"].unique(), list(MEASURES.values())
+    wide = table.pivot(index="claim", columns="definition", values="verdict").loc[ids, measures]
+    wide["published"] = claims.verdicts(published_details()).set_index("claim")["verdict"]
+    wide.insert(0, "profile", table.groupby("claim")["profile"].first())
     return wide.rename_axis(columns=None).reset_index()
 
 
-def verdicts(found: archive.Tables) -> pd.DataFrame:
-    """Every claim's verdict under each measure at the largest profile that judges it, and that of the published medians."""
-    table = STUDY.verdicts(found, metrics=MEASURES).query("definition != '-'")
-    largest = table.drop_duplicates(["claim", "definition"])
-    wide = largest.pivot(index="claim", columns="definition", values="verdict").loc[largest["claim"].unique()]
-    wide = wide[list(MEASURES.values())].rename_axis(columns=None)
-    wide["published"] = claims.verdicts(published_details()).set_index("claim")["verdict"]
-    wide.insert(0, "profile", largest.groupby("claim")["profile"].first())
-    return wide.reset_index()
-
-
 def tie_breaker(table: pd.DataFrame) -> pd.DataFrame:
-    """The claims on which Eq. 1 and the elementwise mean differ, and with which of them the median's verdict agrees.
+    """The claims of `verdicts` on which Eq. 1 and the elementwise mean differ, and with which of them the median's agrees.
 
-    Args:
-        table: as `verdicts` gives it.
-
-    Returns:
-        claim, the three verdicts, and `median sides with`: `Eq. 1`, `elementwise` or `neither`.
+    Columns: claim, the three verdicts, and `median sides with`: `Eq. 1`, `elementwise` or `neither`.
     """
     one, elementwise, median = MEASURES.values()
     rows = table.loc[table[one] != table[elementwise], ["claim", one, elementwise, median]]
     sides = np.select([rows[median] == rows[one], rows[median] == rows[elementwise]], [one, elementwise], "neither")
     return rows.assign(**{"median sides with": sides})
-
-
-def _drawn(found: archive.Tables) -> pd.DataFrame:
-    """The rows of every model and data set at the best profile it has."""
-    pairs = found.layers[["model", "dataset"]].drop_duplicates().itertuples(index=False)
-    parts = [at_largest_profile(found.layers, model, dataset) for model, dataset in pairs]
-    return pd.concat(parts, ignore_index=True) if parts else found.layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from rwclib.runs import archive, data, models
 from rwclib.runs.config import PROFILES
 from rwclib.studies import captions
 from rwclib.studies.stored import stored
-from rwclib.studies.study import prepare, under
 from rwclib.studies.weightscale import claims as own_claims
 from rwclib.studies.weightscale import figures
 from rwclib.studies.weightscale.runs import NETWORKS, RESNETS, resolutions
@@ -157,7 +157,9 @@ def depthwise(arrays: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 def prepare_pair(profile: str, **rest: object) -> archive.Tables:
     """The `resolutions` as `prepare` gives them."""
-    return prepare(resolutions, profile, ["efficientnet_b4"], datasets=["cifar10"], **rest)[0]
+    return replace(own_claims.STUDY, grid=resolutions).prepare(
+        profile, ["efficientnet_b4"], datasets=["cifar10"], **rest
+    )[0]
 
 
 def resolution_table(pair: archive.Tables) -> pd.DataFrame:
@@ -225,7 +227,7 @@ def released(layers: pd.DataFrame) -> pd.DataFrame:
     Columns: claim, comparison, effect, verdict.
     """
     here = set(layers[["model", "dataset"]].itertuples(index=False, name=None))
-    about = under(claims.about(own_claims.CLAIMS, ["resnet34", "efficientnet_b4"]), {"": "elementwise"})
+    about = own_claims.STUDY.about(["resnet34", "efficientnet_b4"], {"": "elementwise"})
     table = own_claims.values(archive.Tables(pd.DataFrame(), layers, pd.DataFrame()))
     about = [claim for claim in about if claim.profile is None and claim.runs <= here]
     return claims.details(table, about, ["released"], claims.NO_SPREAD)[["claim", "comparison", "effect", "verdict"]]
