@@ -86,7 +86,7 @@ def results_recheck(
     """Train some archived runs again and compare.
 
     They are drawn at random and trained in a temporary folder; a run that starts from another's weights needs that one trained first,
-    which is compared too. In the first epoch a difference of 5% is allowed (docs/results.md says why), with --strict none at all.
+    which is compared too. docs/results.md says what may differ; with --strict nothing may.
     Exit code 1 if a run differs, or if none could be compared.
     """
     import random

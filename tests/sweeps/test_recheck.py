@@ -37,7 +37,7 @@ def test_runs_trained_again_agree_to_the_bit_and_leave_the_archive_alone(runs, r
     comparisons = recheck.recheck([runs[0], runs[2], runs[3]], results, jobs=2, strict=True)
     assert {one.run.split("/")[1] for one in comparisons} == {config.name for config in runs}  # with the child's parent
     for one in comparisons:
-        assert (one.problem, one.skipped, one.first, one.largest) == ("", "", 0.0, 0.0), one.line()
+        assert (one.problem, one.skipped, one.first or 0.0, one.largest) == ("", "", 0.0, 0.0), one.line()
         assert one.line().startswith("agrees ")
     assert contents(results) == before
 
@@ -92,11 +92,20 @@ def test_elsewhere_the_first_epoch_may_differ_as_rounding_makes_it_and_not_as_ot
     assert problem("rwc", 3.0, epoch=2) == ""  # rounding grows: later epochs tell nothing
     assert problem("l2_norm", 1.004) == ""
     assert "l2_norm of epoch 1, by 0.006 where 0.005 is allowed" in problem("l2_norm", 1.006)
-    assert "test_loss of epoch 1" in problem("test_loss", 1.1, table="epochs")
+    assert problem("test_loss", 1.1, table="epochs") == ""
+    assert "test_loss of epoch 1, by 0.17 where 0.15 is allowed" in problem("test_loss", 1.2, table="epochs")
     for points, wrong in ((4, False), (6, True)):
         other = edited(honest, "epochs", "test_top1", 1, 1.0)
         other.epochs.loc[0, "test_top1"] += points
         assert ("test_top1 of epoch 1" in recheck.compare(honest, other).problem) == wrong
+
+
+def test_elsewhere_a_run_that_starts_from_another_is_compared_by_rows_alone_and_says_so(runs, results):
+    honest = archive.read(results, runs[2])
+    comparison = recheck.compare(honest, edited(honest, "layers", "rwc", 1, 2.0))
+    assert (comparison.problem, comparison.first) == ("", None)
+    assert "rows alone: starts from weights trained again" in comparison.line()
+    assert "other rows" in recheck.compare(honest, replace(honest, layers=honest.layers[1:])).problem
 
 
 def test_a_table_altered_in_the_archive_is_found_out_by_the_command(runs, results, tmp_path):
@@ -142,8 +151,8 @@ def other_metric(monkeypatch):
 def test_other_code_is_found_out_in_the_first_epoch(runs, results, monkeypatch, change, strict):
     change(monkeypatch)
     with ThreadPoolExecutor(1) as executor:
-        found = recheck.recheck(runs[:2], results, executor=executor, strict=strict)
-    for one in found:
+        comparisons = recheck.recheck(runs[:2], results, executor=executor, strict=strict)
+    for one in comparisons:
         assert " of epoch 1, by " in one.problem or " of epoch 0, by " in one.problem, one.line()
 
 
@@ -168,16 +177,18 @@ def test_other_rows_ends_and_image_sets_are_told_apart(runs, results):
     assert problem(gone, gone) == ""
 
     other = {**honest.record["provenance"], "data_digest": "0" * 12}
-    found = recheck.compare(honest, replace(honest, record={**honest.record, "provenance": other}))
-    assert (found.problem, found.line()[:8]) == ("", "skipped ")
-    assert "another copy of fashion_mnist_sample" in found.skipped
+    comparison = recheck.compare(honest, replace(honest, record={**honest.record, "provenance": other}))
+    assert (comparison.problem, comparison.line()[:8]) == ("", "skipped ")
+    assert "another copy of fashion_mnist_sample" in comparison.skipped
 
 
 def test_a_run_that_cannot_be_trained_is_said(runs, results, monkeypatch):
     monkeypatch.setattr(training, "layers_table", lambda config, state: 1 / 0)
     with ThreadPoolExecutor(1) as executor:
-        (found,) = recheck.recheck(runs[:1], results, executor=executor)
-    assert found.problem == f"custom/{runs[0].name} could not be trained again: ZeroDivisionError: division by zero"
+        (comparison,) = recheck.recheck(runs[:1], results, executor=executor)
+    assert (
+        comparison.problem == f"custom/{runs[0].name} could not be trained again: ZeroDivisionError: division by zero"
+    )
 
 
 def test_the_draw_is_that_of_the_seed_and_says_what_it_leaves_out(runs, results, tmp_path):
@@ -218,8 +229,8 @@ def test_another_number_of_threads_stays_within_the_tolerance(runs, results, tmp
     archived = archive.read(results, runs[which])
     again = archive.read_dir(training.run(runs[which], results=tmp_path, threads=2))
     assert (archived.record["provenance"]["threads"], again.record["provenance"]["threads"]) == (1, 2)
-    found = recheck.compare(archived, again)
-    assert not found.problem, found.line()
+    comparison = recheck.compare(archived, again)
+    assert not comparison.problem, comparison.line()
 
 
 @pytest.mark.parametrize(("model", "width"), [("lenet5", 64), pytest.param("resnet18", 8, marks=pytest.mark.long)])

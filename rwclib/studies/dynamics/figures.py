@@ -62,7 +62,7 @@ def endings(tables: archive.Tables) -> pd.DataFrame:
 
 def _start(table: pd.DataFrame) -> pd.Series:
     """The initialisations without the data set of pretraining."""
-    return table["init"].str.partition(":")[0]
+    return table["init"].str.split(":").str[0]
 
 
 def at_largest_profiles(table: pd.DataFrame) -> pd.DataFrame:
