@@ -23,7 +23,8 @@ def at_largest_profiles(table: pd.DataFrame, keys: Iterable[str | pd.Series] = (
 
     Rows of one are together, in the order in which they first come in the table.
     """
-    number, place = table.groupby([*keys], sort=False).ngroup(), table["profile"].map(list(PROFILES).index)
+    number = table.groupby([*keys], sort=False).ngroup()
+    place = pd.Series(pd.Categorical(table["profile"], list(PROFILES)).codes, table.index)  # -1: released
     kept = place == place.groupby(number).transform("max")
     return table.loc[number[kept].sort_values(kind="stable").index]
 

@@ -26,9 +26,7 @@ class Study:
     name: str  # of its package and of its folder in the archive
     title: str
     link: str  # to the paper; may be empty
-    runs: Callable[
-        ..., list[RunConfig]
-    ]  # (profile, *, models, datasets, seeds): all runs, the last three to choose from them
+    runs: Callable[..., list[RunConfig]]  # by profile, *, models, datasets, seeds (the last three choose from all)
     claims: Sequence[Claim]
     values: Callable[..., pd.DataFrame]  # from `archive.Tables`, what `rwclib.analysis.claims.details` judges
     grid: Callable[..., list[RunConfig]] | None = None  # as `runs`, those that claims and figures speak of; default all
