@@ -185,6 +185,7 @@ def test_a_claim_about_several_networks_can_be_cut_down_to_one():
 # --- by simulation
 
 
+@pytest.mark.long
 def test_the_interval_covers_the_truth_in_95_of_100_cases_also_with_heavy_tails():
     """400 worlds of 6 comparisons each; `benchmarks/judgement.py` does it with more."""
     share = judgement.coverage(400)

@@ -146,20 +146,17 @@ def test_plain_papermill_gives_the_same_notebook_from_every_folder(tmp_path):
     assert len(list((tmp_path / "figures").glob("02_vgg19_*.png"))) == 5
 
 
-@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.long)])
-def test_reproduce_retrains_study_1_at_smoke(which, tmp_path):
+@pytest.mark.long
+def test_reproduce_retrains_study_1_at_smoke(tmp_path):
     """With the real data sets where they are; without any, notebook 01 trains on the bundled sample and says so."""
     sets, books = ("cifar10", "cifar100", "mnist", "fashion_mnist"), ("01", "02", "03", "04")
-    if which == "some":
-        sets, books = sets[::2], books[:1]
     retrain(tmp_path, books, "-p", "datasets", str(list(sets)))
     book = nbformat.read(tmp_path / "01_resnet18_blocks.ipynb", as_version=4)
     text = "".join(printed(cell) for cell in code(book))
     runs = list((tmp_path / "results-smoke" / "layerwise").iterdir())
     here = [name for name in sets if data.path(name).exists()]
-    assert len(runs) == (3 if which == "all" else 1) * max(1, len(here))  # networks
+    assert len(runs) == 3 * max(1, len(here))  # networks
     for book, figures in (("01_resnet18_blocks", 3), ("02_vgg19", 1), ("03_alexnet", 1)):
-        figures *= book.startswith(books)
         assert len(list((tmp_path / "figures").glob(f"{book}_fig*.png"))) == figures * max(1, len(here))
     if not here:
         assert "training on the bundled Fashion-MNIST sample" in text
@@ -167,18 +164,16 @@ def test_reproduce_retrains_study_1_at_smoke(which, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("which", ["some", "all"])
-def test_reproduce_retrains_study_2_at_smoke(which, tmp_path):
-    retrain(tmp_path, ("05", "06", "07") if which == "all" else ("05",), "-p", "datasets", "['cifar10']")
+def test_reproduce_retrains_study_2_at_smoke(tmp_path):
+    retrain(tmp_path, ("05", "06", "07"), "-p", "datasets", "['cifar10']")
     pair = 2  # notebook 07 trains it; its 32-pixel run has fewer epochs than that of the grid
-    assert len(list((tmp_path / "results-smoke" / "weightscale").iterdir())) == (3 + pair if which == "all" else 2)
+    assert len(list((tmp_path / "results-smoke" / "weightscale").iterdir())) == 3 + pair
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("which", ["some", "all"])
-def test_reproduce_retrains_study_3_at_smoke(which, tmp_path):
+def test_reproduce_retrains_study_3_at_smoke(tmp_path):
     """One data set, and so nothing pretrained: 12 trainings, as many retrainings of each kind, and the controls of three."""
-    retrain(tmp_path, ("08", "09", "10") if which == "all" else ("10",), "-p", "datasets", "['mnist']")
+    retrain(tmp_path, ("08", "09", "10"), "-p", "datasets", "['mnist']")
     here = data.path("mnist").exists()
     assert len(list((tmp_path / "results-smoke" / "dynamics").iterdir())) == 12 * 3 + 5 * 3 * here
 

@@ -160,6 +160,7 @@ def test_a_dask_cluster_of_its_own_starts_a_killed_worker_anew(configs, expected
     check(tmp_path, configs, expected, {name})
 
 
+@pytest.mark.long
 def test_submitit_jobs_that_are_killed_and_preempted_cost_no_run(configs, expected, tmp_path):
     """One job is killed with SIGKILL in the middle of a run, another gets the signal that Slurm sends ahead of preemption."""
     arguments = [*SMOKE, "--results", tmp_path, "--checkpoint-seconds", 0, "--executor", "slurm", "--jobs", 2]

@@ -233,7 +233,8 @@ def test_another_number_of_threads_stays_within_the_tolerance(runs, results, tmp
     assert not comparison.problem, comparison.line()
 
 
-@pytest.mark.parametrize(("model", "width"), [("lenet5", 64), pytest.param("resnet18", 8, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("model", "width"), [("lenet5", 64), ("resnet18", 8)])
 def test_two_processes_with_the_same_threads_give_the_same_bits(tmp_path, model, width):
     places = [
         rwc("train", "--model", model, "--dataset", data.SAMPLE, "--width", width, "--epochs", 2, "--n-train", 200,
@@ -244,6 +245,7 @@ def test_two_processes_with_the_same_threads_give_the_same_bits(tmp_path, model,
     assert tables(first) == tables(second)
 
 
+@pytest.mark.long
 @needs_sets
 def test_two_archived_runs_are_trained_again():
     done = rwc("results", "recheck", "--sample", 2, "--seed", 0, "--longest", 8)
