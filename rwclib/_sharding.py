@@ -80,7 +80,7 @@ def positions(tensor: Tensor, every: int, order: Sequence[int]) -> tuple[Tensor,
 
     part = tensor.to_local()
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    whole = torch.arange(0, tensor.numel(), every)
+    whole = torch.arange(0, tensor.numel(), every, device="cpu")
     here, place = torch.ones_like(whole, dtype=torch.bool), torch.zeros_like(whole)
     for dim, index in zip(order, torch.unravel_index(whole, [tensor.shape[d] for d in order]), strict=True):
         index = index - offset[dim]
@@ -92,7 +92,7 @@ def positions(tensor: Tensor, every: int, order: Sequence[int]) -> tuple[Tensor,
 def all_reduce(tensors: Sequence[Tensor], parts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     """Add up what the ranks found in their parts of the weights, two vectors per weight; replicas count once.
 
-    One collective per sharded mesh dimension for all weights together. The sums are float64 on the device of the mesh;
+    One collective per sharded mesh dimension for all weights together, on the device of the mesh (on the CPU in float64);
     what was found in tensors that are not sharded stays as it is.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -103,7 +103,7 @@ def all_reduce(tensors: Sequence[Tensor], parts: Sequence[tuple[Tensor, Tensor]]
     reduced = list(parts)
     for (mesh, *dims), members in groups.items():
         vectors = [vector for i in members for vector in parts[i]]
-        total = torch.cat(vectors).to(mesh.device_type, torch.float64)
+        total = torch.cat(vectors).to(mesh.device_type, torch.float64 if mesh.device_type == "cpu" else torch.float32)
         for dim in dims:
             dist.all_reduce(total, group=mesh.get_group(dim))
         summed = iter(total.split([len(vector) for vector in vectors]))

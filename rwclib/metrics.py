@@ -22,6 +22,11 @@ from rwclib import _sharding
 
 MEDIAN_SAMPLE = 4096
 _CHUNK = 131_072
+CHANGED = {
+    "changed": 0,
+    "changed_0.1%": 0.001,
+    "changed_1%": 0.01,
+}  # share of weights that moved by more than that share
 # Over the elements of a layer, w now and p before: sums of |w - p|, (w - p)^2, |w - p| / |p|, |w|, w^2, w p, |p|, p^2.
 _SUMS = ("change_l1", "change_squares", "relative_change", "l1", "squares", "dot", "previous_l1", "previous_squares")
 
@@ -115,12 +120,19 @@ def l2_norm(weights: Tensor) -> float:
 
 
 def _one(name: str, current: Tensor, previous: Tensor) -> float:
+    current, previous = (
+        torch.as_tensor(current, device=_device(current)),
+        torch.as_tensor(previous, device=_device(previous)),
+    )
     if current.shape != previous.shape:
         raise ValueError(f"snapshots differ in shape: {tuple(current.shape)} and {tuple(previous.shape)}")
     return measure([current], [previous])[name].item()
 
 
-@torch.no_grad()
+def _device(weights: object) -> torch.device | str:
+    return weights.device if isinstance(weights, Tensor) else "cpu"  # whatever the default device is
+
+
 def measure(
     current: Sequence[Tensor],
     previous: Sequence[Tensor],
@@ -131,8 +143,9 @@ def measure(
     """Every metric of every layer.
 
     Args:
-        current, previous: one weight tensor per layer, shapes and devices equal in pairs; arithmetic is in float32.
-            Of sharded ones (`DTensor`, placements equal in pairs) every rank reads its own part, and all ranks must call.
+        current, previous: one weight tensor per layer, shapes and devices equal in pairs; arithmetic is in float32, of
+            float64 weights in float64, and of complex weights' moduli. Of sharded ones (`DTensor`, placements equal in
+            pairs) every rank reads its own part, and all ranks must call.
         previous_norms: L1 and L2 norms of `previous`, each (layers,), if known, which saves a pass over it.
         update: also copy `current` into `previous`, which must then have the same strides.
 
@@ -140,49 +153,95 @@ def measure(
         By name, in the order of `METRICS`, (layers,) float64 on the CPU; the only copy from the device to the host. Of
         whole tensors also where they are sharded, and the same on every rank.
     """
-    if not current:
-        return {name: torch.empty(0, dtype=torch.float64) for name in METRICS}
-    buffer = torch.empty(min(_CHUNK, max(w.numel() for w in current)))  # one for all: fresh memory is slow
-    parts = [_sums(w, p, previous_norms is None, update, buffer) for w, p in zip(current, previous, strict=True)]
-    rows = [torch.cat([sums, sample.median().double()[None]]) for sums, sample in _sharding.all_reduce(current, parts)]
-    columns = torch.stack([row.to(rows[0].device) for row in rows]).cpu().double().unbind(1)
-    sums = SimpleNamespace(**dict(zip((*_SUMS, "median_change"), columns, strict=True)))
-    sums.size = torch.tensor([w.numel() for w in current], dtype=torch.float64)
+    return formulas(layer_sums(current, previous, previous_norms is None, update), previous_norms)
+
+
+@torch.no_grad()
+def layer_sums(
+    current: Sequence[Tensor], previous: Sequence[Tensor], with_previous: bool = True, update: bool = False
+) -> SimpleNamespace:
+    """What the metrics follow from: `_SUMS`, `median_change` and `size`, (layers,) float64 on the CPU each.
+
+    Without `with_previous` the sums of `previous` alone may be 0; else as `measure`.
+    """
+    buffers = {}  # one for all layers of a type: fresh memory is slow
+    parts = [_sums(w, p, with_previous, update, buffers) for w, p in zip(current, previous, strict=True)]
+    rows = [torch.cat([sums, sample.median()[None]]) for sums, sample in _sharding.all_reduce(current, parts)]
+    columns = to_host(rows, len(_SUMS) + 1)
+    return SimpleNamespace(
+        **dict(zip((*_SUMS, "median_change"), columns, strict=True)),
+        size=torch.tensor([w.numel() for w in current], dtype=torch.float64, device="cpu"),
+    )
+
+
+def to_host(rows: Sequence[Tensor], width: int) -> Tensor:
+    """Vectors of `width` numbers as (width, rows) float64 on the CPU: one copy per device, in the device's own precision."""
+    table = torch.empty(len(rows), width, dtype=torch.float64, device="cpu")
+    for device in {row.device for row in rows}:
+        here = [i for i, row in enumerate(rows) if row.device == device]
+        table[here] = torch.stack([rows[i] for i in here]).cpu().double()
+    return table.T
+
+
+def formulas(sums: SimpleNamespace, previous_norms: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+    """Every metric from what `layer_sums` gives, (layers,) float64 each; completes `sums` on the way."""
     l1, l2 = previous_norms or (sums.previous_l1, sums.previous_squares.sqrt())
     sums.previous_l1, sums.previous_l2 = (norm.masked_fill(l1 == 0, torch.nan) for norm in (l1, l2))
     sums.undefined = 0 * (sums.change_l1 + sums.l1 + sums.previous_l1)
     return {name: metric.formula(sums) for name, metric in METRICS.items()}
 
 
-def _sums(
-    current: Tensor, previous: Tensor, with_previous: bool, update: bool, buffer: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What one layer's metrics follow from: `_SUMS`, float64, and sampled relative changes, float32.
+def precision(*tensors: Tensor) -> torch.dtype:
+    """The type of all arithmetic with these tensors, whatever the default type is."""
+    exact = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
+    if any(tensor.is_complex() for tensor in tensors):
+        return torch.complex128 if exact else torch.complex64
+    return torch.float64 if exact else torch.float32
 
-    Both on its device, and of a sharded layer this rank's share (of the sample 0 where another rank has the element).
+
+def _sums(
+    current: Tensor, previous: Tensor, with_previous: bool, update: bool, buffers: dict[torch.dtype, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What one layer's metrics follow from, on its device: `_SUMS`, and sampled relative changes.
+
+    Of a sharded layer this rank's share (of the sample 0 where another rank has the element).
     """
-    channels_last = current.dim() == 4 and current.is_contiguous(memory_format=torch.channels_last)
+    channels_last = _is_channels_last(current)
     size = current.numel()
-    every = max(1, -(-size // MEDIAN_SAMPLE))
-    while math.gcd(every, size) > 1:  # else it may meet the same kernel tap or channel again and again
-        every += 1
+    every = _every(size)
     whole, current, previous = current, _sharding.local(current), _sharding.local(previous)
-    w, p = _flat(current, channels_last).float(), _flat(previous, channels_last).float()
+    dtype = precision(current, previous)
+    w, p = _flat(current, channels_last).to(dtype), _flat(previous, channels_last).to(dtype)
     if _sharding.is_sharded(whole):
         order = (0, 2, 3, 1) if channels_last else range(whole.dim())
         slots, places = _sharding.positions(whole, every, order)
-        part = w.new_zeros(-(-size // every))
-        part[slots] = _relative((w[places] - p[places]).abs_(), p[places])
+        part = torch.zeros(-(-size // every), dtype=w.real.dtype, device=w.device)
+        part[slots] = _relative((w[places] - p[places]).abs(), p[places])
     in_place = update and w.device.type == "cpu" and p.data_ptr() == previous.data_ptr()
-    if w.device.type == "cpu":
-        sums, sample = _sums_on_cpu(w, p, with_previous, in_place, every, buffer)
+    if w.device.type == "cpu" and not w.is_complex():
+        if len(buffers.get(dtype, ())) < min(_CHUNK, len(w)):
+            buffers[dtype] = torch.empty(min(_CHUNK, len(w)), dtype=dtype, device="cpu")
+        sums, sample = _sums_on_cpu(w, p, with_previous, in_place, every, buffers[dtype] if len(w) else w)
     else:
-        sums, sample = _sums_on_device(w, p), _relative((w[::every] - p[::every]).abs_(), p[::every])
+        sums, sample = _sums_on_device(w, p), _relative((w[::every] - p[::every]).abs(), p[::every])
+        in_place = False
     if _sharding.is_sharded(whole):
         sample = part
     if update and not in_place:
         previous.copy_(current)
-    return torch.stack([sums[name] for name in _SUMS]).double(), sample
+    return torch.stack([sums[name] for name in _SUMS]), sample
+
+
+def _every(size: int) -> int:
+    """The median is of every n-th element."""
+    every = max(1, -(-size // MEDIAN_SAMPLE))
+    while math.gcd(every, size) > 1:  # else it may meet the same kernel tap or channel again and again
+        every += 1
+    return every
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _flat(tensor: Tensor, channels_last: bool) -> Tensor:
@@ -195,49 +254,63 @@ def _relative(difference: Tensor, before: Tensor) -> Tensor:
 
 
 def _sums_on_device(w: Tensor, p: Tensor) -> dict[str, Tensor]:
-    difference = (w - p).abs_()
+    difference, now, before = (w - p).abs(), w.abs(), p.abs()
     return {
         "change_l1": difference.sum(),
         "change_squares": difference.square().sum(),
-        "relative_change": _relative(difference, p).sum(),
-        "l1": w.abs().sum(),
-        "squares": w.square().sum(),
-        "dot": (w * p).sum(),
-        "previous_l1": p.abs().sum(),
-        "previous_squares": p.square().sum(),
+        "relative_change": _relative(difference, before).sum(),
+        "l1": now.sum(),
+        "squares": now.square().sum(),
+        "dot": (w * p.conj()).real.sum(),
+        "previous_l1": before.sum(),
+        "previous_squares": before.square().sum(),
     }
 
 
 def _sums_on_cpu(
-    w: Tensor, p: Tensor, with_previous: bool, update: bool, every: int, buffer: Tensor
+    w: Tensor,
+    p: Tensor,
+    with_previous: bool,
+    update: bool,
+    every: int,
+    buffer: Tensor,
+    thresholds: Sequence[float] = (),
 ) -> tuple[dict[str, Tensor], Tensor]:
     """In pieces that stay in the cache, summed by BLAS in float32 within a piece and in float64 across pieces.
+
+    Of float64 weights (and buffer) everything is in float64. `moved_<threshold>` is the number of elements whose relative
+    change is above that threshold.
 
     The sample is taken from the pieces on the way, since reading 4,096 elements far apart costs as much as all the sums.
     Several times faster than whole-tensor operations (`benchmarks/tracker.py`), and exact to 1e-6 where a float32 L1
     norm over 10^7 weights is off by 1%.
     """
-    from scipy.linalg.blas import sasum
+    from scipy.linalg.blas import dasum, sasum
 
-    w, p, totals, samples = w.numpy(), p.numpy(), dict.fromkeys(_SUMS, 0.0), [np.empty(0, np.float32)]
-    buffer = buffer.numpy()  # torch aligns memory; BLAS sums differ in the last bit otherwise
+    asum = dasum if w.dtype == torch.float64 else sasum
+    w, p, buffer = (tensor.numpy() for tensor in (w, p, buffer))  # torch aligns memory, without which last bits differ
+    totals = dict.fromkeys((*_SUMS, *(f"moved_{threshold}" for threshold in thresholds)), 0.0)
+    samples = [np.empty(0, w.dtype)]
     with np.errstate(all="ignore"):
         for start in range(0, w.size, _CHUNK):
             a, b = w[start : start + _CHUNK], p[start : start + _CHUNK]
             z = np.subtract(a, b, out=buffer[: a.size])
-            sums = {"change_l1": sasum(z), "change_squares": z.dot(z)}
-            sums["relative_change"] = sasum(np.divide(z, b, out=z))
+            sums = {"change_l1": asum(z), "change_squares": z.dot(z)}
+            sums["relative_change"] = asum(np.divide(z, b, out=z))
             if np.isnan(sums["relative_change"]):  # 0 / 0
                 np.nan_to_num(z, copy=False, nan=0.0, posinf=np.inf, neginf=np.inf)
                 sums["relative_change"] = np.abs(z).sum()
             samples.append(np.abs(z[-start % every :: every]))
-            sums |= {"l1": sasum(a), "squares": a.dot(a), "dot": a.dot(b)}
+            sums |= {"l1": asum(a), "squares": a.dot(a), "dot": a.dot(b)}
             if with_previous:
-                sums |= {"previous_l1": sasum(b), "previous_squares": b.dot(b)}
+                sums |= {"previous_l1": asum(b), "previous_squares": b.dot(b)}
+            if thresholds:
+                np.abs(z, out=z)
+                for threshold in thresholds:  # a quotient may underflow, a comparison does not
+                    sums[f"moved_{threshold}"] = np.count_nonzero(z > threshold if threshold else a != b)
             for name, value in sums.items():
                 totals[name] += float(value)  # float64
             if update:
                 b[:] = a
-    return {name: torch.tensor(total, dtype=torch.float64) for name, total in totals.items()}, torch.from_numpy(
-        np.concatenate(samples)
-    )
+    sums = {name: torch.tensor(total, dtype=torch.float64, device="cpu") for name, total in totals.items()}
+    return sums, torch.from_numpy(np.concatenate(samples))

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rwclib import _sharding
+from rwclib import _history, _layers, _sharding
+from rwclib._extras import LORA, NEURONS, START, lora_ratios, neuron_changes, since_start
+from rwclib._layers import LayerFilter
+from rwclib._names import block
 from rwclib.errors import ConfigError
-from rwclib.metrics import METRICS, measure
+from rwclib.metrics import METRICS, formulas, layer_sums
 
 if TYPE_CHECKING:
     from rwclib.analysis.plotting import Figure
-
-LayerFilter = str | Callable[[str, nn.Parameter], bool] | None
-_WRAPPERS = {"module", "_orig_mod"}  # DataParallel, DistributedDataParallel; torch.compile
 
 
 def weight_tensors(model: nn.Module, layers: LayerFilter = None) -> dict[str, nn.Parameter]:
@@ -27,34 +29,35 @@ def weight_tensors(model: nn.Module, layers: LayerFilter = None) -> dict[str, nn
 
     Args:
         model: any module, wrapped or not.
-        layers: a glob over names (`"layer4.*"`), a predicate of name and parameter, or None for all.
+        layers: None for all; `"trainable"` for those that require gradients; a glob over names (`"layer4.*"`); a list of
+            globs and names, where a name may also be that of a vector; or a predicate of name and parameter.
 
     Raises:
-        ConfigError: nothing is left.
+        ConfigError: nothing is left, a pattern matches nothing, or a layer cannot be read (the sentence says why).
     """
-    chosen: dict[str, nn.Parameter] = {}
-    for full_name, parameter in model.named_parameters():
-        name = ".".join(part for part in full_name.split(".") if part not in _WRAPPERS)
-        name = full_name if name in chosen else name  # a model may have a submodule of its own called `module`
-        if layers is None:
-            wanted = parameter.dim() > 1
-        elif isinstance(layers, str):
-            wanted = parameter.dim() > 1 and fnmatchcase(name, layers)
-        else:
-            wanted = layers(name, parameter)
-        if wanted and parameter.numel():
-            chosen[name] = parameter
-    if not chosen:
-        rule = f" that match {layers!r}" if isinstance(layers, str) else ""
-        raise ConfigError(f"the model has no weight tensors with more than one dimension{rule}")
+    named = _layers.weights(model)
+    chosen = {name: tensor for name, tensor in named.items() if _layers.wanted(name, tensor, layers)}
+    _check_choice(chosen, layers)
     return chosen
+
+
+def _check_choice(chosen: Mapping[str, Tensor], layers: LayerFilter) -> None:
+    patterns = [] if layers is None or callable(layers) else [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns if len(patterns) > 1 else []:
+        if not any(_layers.wanted(name, tensor, [pattern]) for name, tensor in chosen.items()):
+            raise ConfigError(f"layers: no weight tensor matches {pattern!r}")
+    if not chosen:
+        rule = f" that match {layers!r}" if patterns else ""
+        raise ConfigError(f"the model has no weight tensors with more than one dimension{rule}")
 
 
 class RWCTracker:
     """Relative weight change of every layer between successive calls of `step()`.
 
-    A layer is a parameter tensor with more than one dimension. No hooks are used: parameters are looked up by name at
-    each step, so the tracker survives `torch.compile`, wrappers, `model.to(...)` and in-place changes.
+    A layer is a parameter tensor with more than one dimension. No hooks are used: weights are looked up by name at each
+    step, so the tracker survives `torch.compile`, wrappers, `model.to(...)` and in-place changes. Which layers there are
+    is decided once; where the model's structure changes, rows of layers that are gone end, those of new layers begin, and
+    a warning names them. Arithmetic is in float32 (float64 weights: float64; complex weights: moduli).
 
     Under `DistributedDataParallel` rank 0 alone tracks, without communication; on the other ranks the tracker holds no
     weights, and its steps and tables are empty. Of a model that `fully_shard` (FSDP2) has sharded every rank keeps and
@@ -63,11 +66,21 @@ class RWCTracker:
 
     Args:
         model: the model in training.
-        layers: which layers, as in `weight_tensors`; a predicate may also admit vectors.
+        layers: which layers, as in `weight_tensors`.
         offload: `"cpu"` keeps the reference weights off the model's device; None beside the weights.
+        reference: what a change is measured against: `"previous"`, the measured step before; `"start"`, the weights of now;
+            or a checkpoint, as `rwclib.compare` takes it (a path or a state_dict).
+        start: add columns on the distance from the weights of now: `l2_start` (ratio), `cosine_start` (layer rotation is 1
+            minus it), `changed`, `changed_0.1%` and `changed_1%` (shares of weights that moved by more than that).
+        neurons: add columns on the output rows' own changes (first dimension; L1 ratio): `row_rwc_10%`, `row_rwc_50%` and
+            `row_rwc_90%`, quantiles over rows, and `rows_unmoved`, the share of rows that did not move.
+        effective: measure the weights that parametrised layers (weight norm, spectral norm) compute with, and add a row
+            `lora_ratio` = `||s B A|| / ||W||` for each layer that PEFT's LoRA adapts.
+        every: measure single updates: of so many calls of `step()`, one after each update, the last gives a row.
+        keep: how many rows of the history to keep; None for all.
 
     Raises:
-        ConfigError: no layer is left, or an unknown `offload`.
+        ConfigError: no layer is left, one cannot be read, or an option is unknown.
 
     Example:
         >>> tracker = RWCTracker(model)
@@ -77,137 +90,345 @@ class RWCTracker:
         >>> tracker.table()
     """
 
-    def __init__(self, model: nn.Module, layers: LayerFilter = None, offload: str | None = None) -> None:
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayerFilter = None,
+        offload: str | None = None,
+        *,
+        reference: str | os.PathLike | Mapping[str, Tensor] = "previous",
+        start: bool = False,
+        neurons: bool = False,
+        effective: bool = False,
+        every: int = 1,
+        keep: int | None = None,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"the tracker needs the model itself, a torch.nn.Module, not {type(model).__name__}")
         if offload not in (None, "cpu"):
             raise ConfigError(f"offload must be None or 'cpu', not {offload!r}")
-        self._model, self._filter, self._offload = model, layers, offload
-        self._reference: dict[str, Tensor] = {}
+        for option, number in (("every", every), ("keep", 1 if keep is None else keep)):
+            if not isinstance(number, int) or number < 1:
+                raise ConfigError(f"{option} must be a whole number of at least 1, not {number!r}")
+        self._model, self._filter, self._offload, self._effective = model, layers, offload, effective
+        self._every, self._keep, self._neurons, self._fixed = every, keep, neurons, reference != "previous"
+        self._chosen: dict[str, bool] = {}
+        self._calls, self._still, self._warned = 0, 0, set()
+        self._history: list[_history.Row] = []
+        self._sums: SimpleNamespace | None = None
+        self._columns = [
+            *METRICS,
+            *(START if start else ()),
+            *(NEURONS if neurons else ()),
+            *([LORA] if effective else ()),
+        ]
         self._idle = _sharding.is_replica(model)
         weights = self._weights()
+        _check_choice(weights, layers)
         self._names = list(weights)
-        for name, weight in weights.items():
-            if not self._idle:
-                self._reference[name] = weight.detach().clone().to(offload or weight.device)
-        self._norms = self._reference_norms()
-        self._history: list[dict[str, Tensor]] = []  # a step's metrics by name, (layers,) each
-        self._warned = False
+        held = {} if self._idle else weights
+        self._reference = {name: self._copy(weight) for name, weight in held.items()}
+        self._start = {name: self._copy(weight) for name, weight in held.items()} if start else {}
+        if neurons and any(map(_sharding.is_sharded, held.values())):
+            raise ConfigError("neurons=True needs whole weights, not those that fully_shard has spread over ranks")
+        if self._fixed and not (isinstance(reference, str) and reference == "start"):
+            self._take_reference(reference)
+        self._renew_norms()
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers, in network order."""
         return list(self._names)
 
-    def _weights(self) -> dict[str, nn.Parameter]:
+    @property
+    def steps(self) -> int:
+        """How many steps were measured and kept."""
+        return len(self._history)
+
+    def _weights(self) -> dict[str, Tensor]:
         _sharding.reshard(self._model)
-        return weight_tensors(self._model, self._filter)
+        weights = _layers.weights(self._model, self._effective)
+        for name, weight in weights.items():
+            if name not in self._chosen:
+                self._chosen[name] = _layers.wanted(name, weight, self._filter)
+        return {name: weight.detach() for name, weight in weights.items() if self._chosen[name]}
 
-    def _reference_norms(self) -> tuple[Tensor, Tensor]:
+    def _copy(self, weight: Tensor) -> Tensor:
+        return weight.clone().to(self._offload or weight.device)
+
+    def _take_reference(self, source: str | os.PathLike | Mapping[str, Tensor]) -> None:
+        from rwclib._checkpoints import open_checkpoint
+        from rwclib._names import agree
+
+        entries = open_checkpoint(source).entries
+        new_names, _ = agree(entries, self._reference)
+        entries = {new_names[name]: entry for name, entry in entries.items()}
+        for name, weight in self._reference.items():
+            if name not in entries or entries[name].shape != tuple(weight.shape):
+                what = f"other shape ({tuple(entries[name].shape)})" if name in entries else "no tensor"
+                raise ConfigError(
+                    f"the reference has {what} for layer {name}; give a checkpoint of this model, or choose layers="
+                )
+            _sharding.copy_(weight, entries[name].read().to(weight.dtype))
+
+    def _renew_norms(self) -> None:
         weights = list(self._reference.values())
-        metrics = measure(weights, weights)
-        return metrics["l1_norm"], metrics["l2_norm"]
+        metrics = formulas(layer_sums(weights, weights))
+        self._norms = metrics["l1_norm"], metrics["l2_norm"]
+        first = list(self._start.values())
+        self._start_norms = formulas(layer_sums(first, first))["l2_norm"]
 
-    def step(self) -> dict[str, float]:
-        """Compare the weights with those of the step before, keep the result, and remember the weights.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def rebase(self) -> None:
+        """Take the weights as they are now as the new reference, without a row."""
+        if self._idle:
+            return
+        weights = self._weights()
+        self._follow(weights)
+        for name, weight in weights.items():
+            self._reference[name] = _sharding.copy_(self._as(weight, self._reference[name]), weight)
+        self._renew_norms()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def step(self, at: int | None = None) -> dict[str, float]:
+        """Compare the weights with the reference (the measured step before), keep the result, and remember the weights.
+
+        Args:
+            at: the caller's own number of this step, for the table; by default the number of calls.
 
         Returns:
             `rwc` (ratio) by layer name; NaN, with one warning, for a layer whose weights were all zero, and NaN for one
-            whose weights are not finite. Empty on the ranks of a DDP model other than 0.
+            whose weights are not finite. Empty on the ranks of a DDP model other than 0, and for calls that `every` passes over.
         """
+        self._calls += 1
         if self._idle:
             return {}
+        phase = self._calls % self._every
+        if phase:
+            if phase == self._every - 1 and not self._fixed:
+                self.rebase()
+            return {}
         weights = self._weights()
-        if list(weights) != self.layers:
-            gone = set(self.layers) ^ set(weights)
-            raise ConfigError(f"the model's layers changed since the tracker was made: {', '.join(sorted(gone))}")
-        wrong = [name for name, weight in weights.items() if weight.shape != self._reference[name].shape]
-        if wrong:
-            raise ConfigError(
-                f"layers changed their shape since the tracker was made: {', '.join(wrong)}; make a new one"
-            )
-        current = []
-        for name, weight in weights.items():
-            weight = weight.detach()
-            if self._offload:
-                weight = weight.to(self._offload)
-            reference = self._reference[name]
-            if _sharding.layout(reference) != _sharding.layout(weight):
-                self._reference[name] = _sharding.copy_(torch.empty_like(weight), reference)
-            current.append(weight)
-        zero = self._norms[0] == 0
-        metrics = measure(current, list(self._reference.values()), previous_norms=self._norms, update=True)
-        self._norms = metrics["l1_norm"], metrics["l2_norm"]
-        self._history.append(metrics)
-        if zero.any() and not self._warned:
-            self._warned = True
-            names = ", ".join(name for name, is_zero in zip(self.layers, zero.tolist(), strict=True) if is_zero)
-            warnings.warn(
-                f"relative weight change is NaN for {names}: all weights were zero", RuntimeWarning, stacklevel=2
-            )
-        return dict(zip(self.layers, metrics["rwc"].tolist(), strict=True))
+        new = self._follow(weights)
+        measured = [name for name in self._names if name not in new]
+        values = self._measure({name: weights[name] for name in measured})
+        self._notice(weights, measured, values["rwc"])
+        depths = {name: (depth, weights[name].numel()) for depth, name in enumerate(self._names, 1)}
+        row = _history.Row(self._calls if at is None else at, {name: depths[name] for name in measured}, values)
+        if self._effective:
+            for name, (size, ratio) in lora_ratios(self._model).items():
+                row.layers[name] = len(self._names) + len(row.layers) - len(measured) + 1, size
+                for column, known in values.items():
+                    values[column] = torch.cat([known, known.new_tensor([ratio if column == LORA else torch.nan])])
+        self._history = [*self._history, row][-(self._keep or 0) :]
+        return dict(zip(measured, values["rwc"].tolist(), strict=False))
 
-    @property
-    def steps(self) -> int:
-        """How many steps were taken."""
-        return len(self._history)
+    def _as(self, weight: Tensor, reference: Tensor) -> Tensor:
+        """`reference`, or a new tensor of its values where the weights now have another layout or more precision."""
+        if self._offload:
+            same = reference.stride() == weight.stride()
+        else:
+            same = _sharding.layout(reference) == _sharding.layout(weight)
+        if same and torch.promote_types(reference.dtype, weight.dtype) == reference.dtype:
+            return reference
+        dtype = torch.promote_types(reference.dtype, weight.dtype)
+        return _sharding.copy_(torch.empty_like(weight, dtype=dtype, device=self._offload or weight.device), reference)
+
+    def _follow(self, weights: dict[str, Tensor]) -> set[str]:
+        """Follow a change of the model's structure; the names of layers that are new or have another shape."""
+        gone = [name for name in self._names if name not in weights]
+        new = [
+            name
+            for name, weight in weights.items()
+            if name not in self._reference or weight.shape != self._reference[name].shape
+        ]
+        if not gone and not new:
+            return set()
+        if not weights:
+            raise ConfigError(f"the model has no tracked layer left; {', '.join(gone[:5])}, ... are gone")
+        parts = [
+            f"{title}: {', '.join(names)}"
+            for title, names in (("gone", gone), ("new or of another shape", new))
+            if names
+        ]
+        warnings.warn(f"the model's layers changed; {'; '.join(parts)}", RuntimeWarning, stacklevel=5)
+        self._names = list(weights)
+        for kept in (self._reference, self._start) if self._start else (self._reference,):
+            renewed = {name: self._copy(weights[name]) if name in new else kept[name] for name in weights}
+            kept.clear()
+            kept.update(renewed)
+        self._renew_norms()
+        return set(new)
+
+    def _measure(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All columns of the layers given, (layers,) float64 each; the reference becomes the weights unless it is fixed."""
+        rows = [i for i, name in enumerate(self._names) if name in weights]
+        norms = tuple(norm[rows] for norm in self._norms)
+        for name, weight in weights.items():
+            self._reference[name] = self._as(weight, self._reference[name])
+            if name in self._start:
+                self._start[name] = self._as(weight, self._start[name])
+        groups = [[name] for name in weights] if self._offload else [list(weights)]  # one tensor at a time on the host
+        parts, extras = [], []
+        for names in groups:
+            now = [weights[name].to(self._offload or weights[name].device) for name in names]
+            before = [self._reference[name] for name in names]
+            more = neuron_changes(now, before) if self._neurons else {}
+            parts.append(layer_sums(now, before, with_previous=False, update=not self._fixed))
+            if self._start:
+                more |= since_start(now, [self._start[name] for name in names])
+            extras.append(more)
+        self._sums = SimpleNamespace(**{key: torch.cat([vars(part)[key] for part in parts]) for key in vars(parts[0])})
+        values = formulas(self._sums, norms)
+        self._sums.names, self._sums.before = list(weights), norms
+        values |= {column: torch.cat([more[column] for more in extras]) for column in extras[0]}
+        if self._start:
+            squares = values.pop("start_squares").sqrt()
+            start = self._start_norms[rows].masked_fill(self._start_norms[rows] == 0, torch.nan)
+            values |= {"l2_start": squares / start}
+            values["cosine_start"] = (values.pop("start_dot") / (values["l2_norm"] * start)).clamp(-1, 1)
+        self._zero = [name for name, norm in zip(weights, norms[0].tolist(), strict=True) if norm == 0]
+        if not self._fixed:
+            for norm, known in zip(self._norms, ("l1_norm", "l2_norm"), strict=True):
+                norm[rows] = values[known]
+        unknown = torch.full_like(values["rwc"], torch.nan)
+        return {column: values.get(column, unknown) for column in self._columns}
+
+    def _notice(self, weights: dict[str, Tensor], measured: list[str], rwc: Tensor) -> None:
+        """Warn once of layers without a norm, and once of a model that does not move."""
+        if self._zero:
+            text = f"relative weight change is NaN for {', '.join(self._zero)}: all weights were zero"
+            self._warn("zero", text)
+        self._still = self._still + 1 if measured and bool((rwc == 0).all()) else 0
+        gradients = (p.grad for name, p in _layers.weights(self._model).items() if name in weights)
+        if self._still > 1 or (self._still and any(g is not None and bool((g != 0).any()) for g in gradients)):
+            self._warn(
+                "still",
+                "no tracked weight has moved: is the model that trains another object (after copy.deepcopy, or a trainer's "
+                "model_init)? Make the tracker of that one; with a learning rate of 0 all is well",
+            )
+
+    def _warn(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(text, RuntimeWarning, stacklevel=6)
 
     def history(self) -> dict[str, Tensor]:
-        """The metrics by name, (steps, layers) float64 on the CPU each."""
-        if not self._history:
-            return {name: torch.empty(0, len(self._names), dtype=torch.float64) for name in METRICS}
-        return {name: torch.stack([step[name] for step in self._history]) for name in METRICS}
+        """The columns by name, (steps, layers) float64 on the CPU each; NaN where a layer was not measured.
+
+        Layers are those of all rows, in the order in which they came.
+        """
+        return _history.tensors(self._history, _history.names(self._history, self._names), self._columns)
 
     def table(self) -> pd.DataFrame:
-        """Tidy table, one row per (step, layer): step (from 1), layer, depth (from 1), size and the metrics."""
-        rows = {
-            "step": [step for step in range(1, self.steps + 1) for _ in self.layers],
-            "layer": self.layers * self.steps,
-            "depth": list(range(1, len(self.layers) + 1)) * self.steps,
-            "size": [reference.numel() for reference in self._reference.values()] * self.steps,
-        }
-        return pd.DataFrame(rows | {name: values.flatten().numpy() for name, values in self.history().items()})
+        """Tidy table, one row per (step, layer): step, layer, depth (from 1), size and the metrics."""
+        return _history.frame(self._history, self._columns)
+
+    def last(self) -> pd.DataFrame:
+        """The rows of the last step, as in `table`; none before the first."""
+        return _history.frame(self._history[-1:], self._columns)
+
+    def scalars(
+        self, prefix: str = "rwc", by: str | Callable[[str], str] = "layer", metric: str = "rwc", most: int = 20
+    ) -> dict[str, float]:
+        """The last step as a flat dict for a logger: `metric` by `<prefix>/<layer or block>`; empty before the first step.
+
+        Args:
+            by: `"layer"`; `"block"` (`layer4`, `transformer.h.3`: the name up to its first number); or a function from a
+                layer's name to that of its group. A group's number is that of the one long vector of all its weights (of
+                `rwc_median` the layers' mean by size).
+            metric: a column of the table; by block one of `METRICS`.
+            most: more blocks than so many are joined with their neighbours.
+
+        Raises:
+            ConfigError: unknown `by` or `metric`.
+        """
+        known = self._columns if by == "layer" else METRICS
+        if metric not in known:
+            raise ConfigError(f"unknown metric {metric!r}; known: {', '.join(known)}")
+        if by not in ("layer", "block") and not callable(by):
+            raise ConfigError(
+                f"unknown by {by!r}; known: layer, block, or a function from a layer's name to its group's"
+            )
+        if by == "layer" and self._history:
+            row = self._history[-1]
+            return {
+                f"{prefix}/{name}": value for name, value in zip(row.layers, row.values[metric].tolist(), strict=True)
+            }
+        if self._sums is None or not self._history:
+            return {}
+        groups: dict[str, list[int]] = {}
+        for i, name in enumerate(self._sums.names):
+            groups.setdefault(block(name) if by == "block" else by(name), []).append(i)
+        if by == "block" and len(groups) > most:
+            joined = np.array_split(np.array(list(groups), dtype=object), most)
+            groups = {
+                names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}": sum((groups[n] for n in names), [])
+                for names in joined
+            }
+        totals = {key: values for key, values in vars(self._sums).items() if isinstance(values, Tensor)}
+        totals["median_change"] = totals["median_change"] * totals["size"]
+        # Without the sums of the weights before, which are known as norms.
+        totals["previous_squares"], totals["previous_l1"] = self._sums.before[1].square(), self._sums.before[0]
+        sums = SimpleNamespace(
+            **{key: torch.stack([v[rows].sum() for rows in groups.values()]) for key, v in totals.items()}
+        )
+        sums.median_change = sums.median_change / sums.size
+        return {f"{prefix}/{name}": value for name, value in zip(groups, formulas(sums)[metric].tolist(), strict=True)}
 
     def plot(self, metric: str = "rwc") -> Figure:
         """One line per layer, coloured by depth: `metric` (a name of `METRICS`) against the step.
 
-        The matplotlib figure shows itself at the end of a notebook cell; elsewhere use its `savefig`.
+        The matplotlib figure shows itself at the end of a notebook cell; in a script use its `show` or `savefig`.
         """
         from rwclib.analysis.plotting import layer_lines
 
         return layer_lines(self.table(), metric)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors only: `history.<metric>`, and `reference.<layer>` for every layer; save it before the next step.
+        """Tensors only: the layers' names, the history, and `reference.<layer>` for every layer; save it before the next step.
 
+        `layers` holds the names of the history's columns in order (JSON as bytes), `history.<column>` (steps, layers) its
+        values, `history.step` (steps,), `history.depth` and `history.size` (steps, layers; 0 where a layer was not measured).
         References of sharded layers are `DTensor`s, for `torch.distributed.checkpoint`; to load, hand it a state whose
         histories have the saved number of steps. A rank of a DDP model other than 0 has empty histories alone.
         """
-        history = {f"history.{name}": values for name, values in self.history().items()}
-        return history | {f"reference.{name}": weights.contiguous() for name, weights in self._reference.items()}
+        state = _history.to_state(self._history, self._names, self._columns)
+        state["calls"] = torch.tensor(self._calls, device="cpu")
+        state |= {f"reference.{name}": weights.contiguous() for name, weights in self._reference.items()}
+        return state | {f"start.{name}": weights.contiguous() for name, weights in self._start.items()}
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the history and the reference weights that `state_dict` gave; `ConfigError` if layers differ.
+        """Take up the history and the reference weights that `state_dict` gave, by the layers' names.
 
         A metric that did not exist when the state was made is NaN in its steps.
         References may be whole where the model is sharded and sharded where it is not. A rank of a DDP model other than
         0 takes nothing up.
+
+        Raises:
+            ConfigError: the state is of other layers or shapes, or its history is missing or incomplete; nothing is changed.
         """
         if self._idle:
             return
-        names = [key.removeprefix("reference.") for key in state if key.startswith("reference.")]
-        if set(names) != set(self.layers):
-            differing = ", ".join(sorted(set(names) ^ set(self.layers)))
+        names = {key.removeprefix("reference.") for key in state if key.startswith("reference.")}
+        if names != set(self._names):
+            differing = ", ".join(sorted(names ^ set(self._names)))
             raise ConfigError(f"the saved state is of other layers than the tracker's: {differing}")
-        wrong = [
-            name for name, reference in self._reference.items() if state[f"reference.{name}"].shape != reference.shape
-        ]
+        wrong = [name for name, weight in self._reference.items() if state[f"reference.{name}"].shape != weight.shape]
         if wrong:
             raise ConfigError(f"the saved state has other shapes than the tracker's layers {', '.join(wrong)}")
-        for name, reference in self._reference.items():
-            _sharding.copy_(reference, state[f"reference.{name}"])
-        history = {key.removeprefix("history."): state[key].cpu() for key in state if key.startswith("history.")}
-        unknown = torch.full_like(history["rwc"], torch.nan)
-        columns = {name: history.get(name, unknown).unbind(0) for name in METRICS}
-        self._history = [{name: column[i] for name, column in columns.items()} for i in range(len(unknown))]
-        self._norms = self._reference_norms()
+        lacking = [name for name in self._start if f"start.{name}" not in state]
+        if lacking:
+            raise ConfigError("the saved state has no weights of the start; make the tracker without start=True")
+        history = _history.from_state(state, self._names, self._columns)
+        for kept, prefix in ((self._reference, "reference"), (self._start, "start")):
+            for name, weight in kept.items():
+                _sharding.copy_(weight, state[f"{prefix}.{name}"])
+        self._history, self._calls, self._sums, self._still = history, int(state.get("calls", len(history))), None, 0
+        self._renew_norms()
