@@ -148,6 +148,11 @@ def measure(
     columns = torch.stack([row.to(rows[0].device) for row in rows]).cpu().double().unbind(1)
     sums = SimpleNamespace(**dict(zip((*_SUMS, "median_change"), columns, strict=True)))
     sums.size = torch.tensor([w.numel() for w in current], dtype=torch.float64)
+    return _formulas(sums, previous_norms)
+
+
+def _formulas(sums: SimpleNamespace, previous_norms: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+    """Every metric from `_SUMS`, `median_change` and `size`, (layers,) float64 each; completes `sums` on the way."""
     l1, l2 = previous_norms or (sums.previous_l1, sums.previous_squares.sqrt())
     sums.previous_l1, sums.previous_l2 = (norm.masked_fill(l1 == 0, torch.nan) for norm in (l1, l2))
     sums.undefined = 0 * (sums.change_l1 + sums.l1 + sums.previous_l1)
@@ -161,11 +166,9 @@ def _sums(
 
     Both on its device, and of a sharded layer this rank's share (of the sample 0 where another rank has the element).
     """
-    channels_last = current.dim() == 4 and current.is_contiguous(memory_format=torch.channels_last)
+    channels_last = _is_channels_last(current)
     size = current.numel()
-    every = max(1, -(-size // MEDIAN_SAMPLE))
-    while math.gcd(every, size) > 1:  # else it may meet the same kernel tap or channel again and again
-        every += 1
+    every = _every(size)
     whole, current, previous = current, _sharding.local(current), _sharding.local(previous)
     w, p = _flat(current, channels_last).float(), _flat(previous, channels_last).float()
     if _sharding.is_sharded(whole):
@@ -183,6 +186,18 @@ def _sums(
     if update and not in_place:
         previous.copy_(current)
     return torch.stack([sums[name] for name in _SUMS]).double(), sample
+
+
+def _every(size: int) -> int:
+    """The median is of every n-th element."""
+    every = max(1, -(-size // MEDIAN_SAMPLE))
+    while math.gcd(every, size) > 1:  # else it may meet the same kernel tap or channel again and again
+        every += 1
+    return every
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _flat(tensor: Tensor, channels_last: bool) -> Tensor:
@@ -209,31 +224,50 @@ def _sums_on_device(w: Tensor, p: Tensor) -> dict[str, Tensor]:
 
 
 def _sums_on_cpu(
-    w: Tensor, p: Tensor, with_previous: bool, update: bool, every: int, buffer: Tensor
+    w: Tensor,
+    p: Tensor,
+    with_previous: bool,
+    update: bool,
+    every: int,
+    buffer: Tensor,
+    thresholds: Sequence[float] = (),
 ) -> tuple[dict[str, Tensor], Tensor]:
     """In pieces that stay in the cache, summed by BLAS in float32 within a piece and in float64 across pieces.
+
+    Of float64 weights (and buffer) everything is in float64. `moved_<threshold>` is the number of elements whose relative
+    change is above that threshold.
 
     The sample is taken from the pieces on the way, since reading 4,096 elements far apart costs as much as all the sums.
     Several times faster than whole-tensor operations (`benchmarks/tracker.py`), and exact to 1e-6 where a float32 L1
     norm over 10^7 weights is off by 1%.
     """
-    from scipy.linalg.blas import sasum
+    from scipy.linalg.blas import dasum, sasum
 
-    w, p, totals, samples = w.numpy(), p.numpy(), dict.fromkeys(_SUMS, 0.0), [np.empty(0, np.float32)]
-    buffer = buffer.numpy()  # torch aligns memory; BLAS sums differ in the last bit otherwise
+    asum = dasum if w.dtype == torch.float64 else sasum
+    w, p, buffer = (
+        w.numpy(),
+        p.numpy(),
+        buffer.numpy(),
+    )  # torch aligns memory; BLAS sums differ in the last bit otherwise
+    totals = dict.fromkeys((*_SUMS, *(f"moved_{threshold}" for threshold in thresholds)), 0.0)
+    samples = [np.empty(0, w.dtype)]
     with np.errstate(all="ignore"):
         for start in range(0, w.size, _CHUNK):
             a, b = w[start : start + _CHUNK], p[start : start + _CHUNK]
             z = np.subtract(a, b, out=buffer[: a.size])
-            sums = {"change_l1": sasum(z), "change_squares": z.dot(z)}
-            sums["relative_change"] = sasum(np.divide(z, b, out=z))
+            sums = {"change_l1": asum(z), "change_squares": z.dot(z)}
+            sums["relative_change"] = asum(np.divide(z, b, out=z))
             if np.isnan(sums["relative_change"]):  # 0 / 0
                 np.nan_to_num(z, copy=False, nan=0.0, posinf=np.inf, neginf=np.inf)
                 sums["relative_change"] = np.abs(z).sum()
             samples.append(np.abs(z[-start % every :: every]))
-            sums |= {"l1": sasum(a), "squares": a.dot(a), "dot": a.dot(b)}
+            sums |= {"l1": asum(a), "squares": a.dot(a), "dot": a.dot(b)}
             if with_previous:
-                sums |= {"previous_l1": sasum(b), "previous_squares": b.dot(b)}
+                sums |= {"previous_l1": asum(b), "previous_squares": b.dot(b)}
+            if thresholds:
+                np.abs(z, out=z)
+                for threshold in thresholds:  # a quotient may underflow, a comparison does not
+                    sums[f"moved_{threshold}"] = np.count_nonzero(z > threshold if threshold else a != b)
             for name, value in sums.items():
                 totals[name] += float(value)  # float64
             if update:
