@@ -1,4 +1,4 @@
-"""The command `rwc`: claims, report, bench, and what the modules `cli_train`, `cli_reproduce` and `cli_stores` add."""
+"""The command `rwc`: claims, report, bench, and what the modules `cli_train`, `cli_reproduce`, `cli_compare` and `cli_stores` add."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from rwclib.app.cli_compare import compare
 from rwclib.app.cli_options import PROFILE_HELP, Results
 from rwclib.app.cli_reproduce import join_parameters, reproduce
 from rwclib.app.cli_stores import data_app, results_app
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(with_settings(train))
 app.command()(sweep)
 app.command()(reproduce)
+app.command()(compare)
 app.add_typer(results_app, name="results")
 app.add_typer(data_app, name="data")
 
@@ -122,7 +124,9 @@ def report(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="tracker, training, sweep, scheduling, clustering, memory or gpu.")],
+    name: Annotated[
+        str, typer.Argument(help="tracker, training, sweep, scheduling, clustering, memory, compare or gpu.")
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="Toy size: shows that it runs, measures nothing.")] = False,
     into: Annotated[Path | None, typer.Option("--json", help="Write the environment and the rows here too.")] = None,
 ) -> None:
