@@ -105,48 +105,47 @@ class TrainingCheck:
 
     @torch.no_grad()
     def _compare(self) -> None:
+        """At the end: make the table."""
         _sharding.reshard(self._model)
         parts = []
         for (name, p), before in zip(self._parameters.items(), self._before.values(), strict=True):
             now = _elements(p).to(before.device)
-            moved = now != before if now.shape == before.shape else torch.ones_like(before, dtype=torch.bool)
-            looks = torch.stack(self._seen[name] or [torch.zeros(3, device=now.device)])
-            seen = torch.cat([looks[:, :1].sum(0), looks[:, 1:].amax(0)])
-            broken = moved & ~now.isfinite() if now.shape == before.shape else ~now.isfinite()
-            parts.append((torch.stack([moved.sum(), broken.sum()]).float(), seen))
-        counts = [torch.cat(pair).tolist() for pair in _sharding.all_reduce(list(self._parameters.values()), parts)]
+            moved, looks = now != before, torch.stack(self._seen[name] or [torch.zeros(3, device=now.device)])
+            changes = torch.stack([moved.sum(), (moved & ~now.isfinite()).sum()]).float()
+            parts.append((changes, torch.cat([looks[:, :1].sum(0), looks[:, 1:].amax(0)])))
+        whole = _sharding.all_reduce(list(self._parameters.values()), parts)
+        counts = {name: torch.cat(pair).tolist() for name, pair in zip(self._parameters, whole, strict=True)}
         self.steps = int(sum(taken.item() for taken in self._taken))
-        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        any_moved, rms = (
-            any(moved for moved, *_ in counts),
-            {n: c[4] for n, c in zip(self._parameters, counts, strict=True)},
-        )
-        rows = []
-        for (name, p), (moved, broken, came, reach, _) in zip(self._parameters.items(), counts, strict=True):
-            if broken:
-                finding = "not finite"
-            elif not self._trainable[name]:
-                wrong = name in self._required or not any(self._trainable.values())
-                finding = "frozen but moved" if moved and id(p) in held else "frozen" if wrong else ""
-            elif id(p) not in held or not self.steps:
-                still = "not in the optimizer" if id(p) not in held else "did not move" if any_moved else "no step"
-                finding = "" if moved else still
-            elif not came:  # a tensor that moved had zeros, or lost its gradient within the step, which is no fault
-                finding = "" if moved and not self._seen[name] else "no gradient"
-            else:
-                lost = moved < _LOST * reach and not self._cancelled(name, rms)
-                finding = "updates lost" if lost else ""
-            rows.append({
-                "tensor": name, "size": p.numel(), "dtype": str(p.dtype).removeprefix("torch."),
-                "trainable": self._trainable[name], "moved": moved / max(p.numel(), 1),
-                "gradient_steps": min(int(came), self.steps), "finding": finding if p.numel() else "",
-            })  # fmt: skip
-        self._table = pd.DataFrame(rows)
+        self._held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        self._table = pd.DataFrame([
+            {"tensor": name, "size": p.numel(), "dtype": str(p.dtype).removeprefix("torch."),
+             "trainable": self._trainable[name], "moved": counts[name][0] / max(p.numel(), 1),
+             "gradient_steps": min(int(counts[name][2]), self.steps),
+             "finding": self._finding(name, p, counts) if p.numel() else ""}
+            for name, p in self._parameters.items()
+        ])  # fmt: skip
 
-    def _cancelled(self, name: str, rms: dict[str, float]) -> bool:
-        """Whether it is a bias whose gradient is rounding noise beside its weight's, as before a batch norm."""
-        noise = min(0.1, 1000 * torch.finfo(self._parameters[name].dtype).eps)
-        return name.endswith("bias") and rms[name] < noise * rms.get(name.removesuffix("bias") + "weight", 0)
+    def _finding(self, name: str, p: nn.Parameter, counts: dict[str, list[float]]) -> str:
+        """`counts` by name: elements that moved and that broke, steps with a gradient, most elements in one, its size."""
+        (moved, broken, came, reached, size), held = counts[name], id(p) in self._held
+        if broken:
+            return "not finite"
+        if not self._trainable[name]:
+            wanted = name in self._required or not any(self._trainable.values())
+            return "frozen but moved" if moved and held else "frozen" if wanted else ""
+        if moved and not (held and self.steps and self._seen[name]):
+            return ""  # by another optimizer, or a step that the hook does not see or that clears its gradients
+        if not held:
+            return "not in the optimizer"
+        if not self.steps:
+            return "did not move" if any(other[0] for other in counts.values()) else "no step"
+        if not came:
+            return "no gradient"
+        if name.endswith("bias"):  # before a batch norm its gradient is rounding noise beside its weight's
+            weight = counts.get(f"{name.removesuffix('bias')}weight")
+            if weight and size < min(0.1, 1000 * torch.finfo(p.dtype).eps) * weight[4]:
+                return ""
+        return "updates lost" if moved < _LOST * reached else ""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -164,11 +163,10 @@ class TrainingCheck:
 
     def raise_if_bad(self) -> None:
         """`RwcError` that names the tensors that are not as they should be, and what is wrong; nothing if there are none."""
-        if len(self.bad):
-            groups = self.bad.groupby("finding", sort=False)["tensor"]
-            raise RwcError(
-                f"{self._verdict()}: {'; '.join(f'{_some(names)}: {FINDINGS[key]}' for key, names in groups)}"
-            )
+        groups = self.bad.groupby("finding", sort=False)["tensor"]
+        found = [f"{_some(names)}: {FINDINGS[finding]}" for finding, names in groups]
+        if found:
+            raise RwcError(f"{self._verdict()}: {'; '.join(found)}")
 
     def _verdict(self) -> str:
         steps = f"{self.steps} optimizer step{'' if self.steps == 1 else 's'}"
@@ -176,7 +174,7 @@ class TrainingCheck:
             return f"after {steps} {len(self.bad)} of {len(self.table)} tensors are not as they should be"
         trained = self.table.query("trainable")
         moved = f"{(trained['moved'] > 0).sum()} of {len(trained)} trainable tensors moved in {steps}"
-        return f"{moved}, and {len(self.table) - len(trained)} tensors are frozen"
+        return f"{moved}, {len(self.table) - len(trained)} are frozen"
 
     def __str__(self) -> str:
         """The verdict, then a row per finding and tensor."""
@@ -196,9 +194,12 @@ def _some(names: pd.Series) -> str:
 
 def _named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """By name, without the names that wrappers (and only they) add; tied ones once."""
-    kinds = DataParallel | DistributedDataParallel
-    wraps = (isinstance(m, kinds) or type(m).__name__ == "OptimizedModule" for m in model.modules())  # torch.compile's
-    starts = [f"{path}." if path else "" for (path, _), wrap in zip(model.named_modules(), wraps, strict=True) if wrap]
+    starts = [
+        f"{path}." if path else ""
+        for path, module in model.named_modules()
+        if isinstance(module, DataParallel | DistributedDataParallel)
+        or type(module).__name__ == "OptimizedModule"  # torch.compile's, whose import takes seconds
+    ]
     named = {}
     for name, parameter in model.named_parameters():
         for start in reversed(starts):  # the innermost first
