@@ -119,7 +119,7 @@ class TrainingCheck:
         self._held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
         self._table = pd.DataFrame([
             {"tensor": name, "size": p.numel(), "dtype": str(p.dtype).removeprefix("torch."),
-             "trainable": self._trainable[name], "moved": counts[name][0] / max(p.numel(), 1),
+             "trainable": self._trainable[name], "moved": counts[name][0] / max(p.numel() * (1 + p.is_complex()), 1),
              "gradient_steps": min(int(counts[name][2]), self.steps),
              "finding": self._finding(name, p, counts) if p.numel() else ""}
             for name, p in self._parameters.items()
@@ -174,7 +174,7 @@ class TrainingCheck:
             return f"after {steps} {len(self.bad)} of {len(self.table)} tensors are not as they should be"
         trained = self.table.query("trainable")
         moved = f"{(trained['moved'] > 0).sum()} of {len(trained)} trainable tensors moved in {steps}"
-        return f"{moved}, {len(self.table) - len(trained)} are frozen"
+        return f"{moved}; frozen: {len(self.table) - len(trained)}"
 
     def __str__(self) -> str:
         """The verdict, then a row per finding and tensor."""
@@ -210,7 +210,7 @@ def _named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _elements(tensor: Tensor) -> Tensor:
-    """This rank's elements, to compare and count: the values of a sparse tensor, the bytes of a float8."""
+    """This rank's elements, to compare and count: values of a sparse tensor, both parts of complex ones, bytes of a float8."""
     tensor = _sharding.local(tensor.detach())
     tensor = tensor.coalesce().values() if tensor.is_sparse else tensor
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
