@@ -12,8 +12,8 @@ STARTED = time.time()  # before PyTorch is imported: that too counts towards a t
 
 __version__ = "0.1.0"
 _HOMES = {  # the module of each public name; where it is not that module itself, the name in it
-    "RWCTracker": "tracker:RWCTracker", "RwcError": "errors:RwcError", "RunConfig": "runs.config:RunConfig", "compare": "_compare:compare",
-    "errors": "errors", "metrics": "metrics",
+    "RWCTracker": "tracker:RWCTracker", "RwcError": "errors:RwcError", "RunConfig": "runs.config:RunConfig",
+    "check": "training_check:check", "compare": "_compare:compare", "errors": "errors", "metrics": "metrics",
     "claims": "analysis.claims", "clustering": "analysis.clustering", "features": "analysis.features",
     "perturbation": "analysis.perturbation", "plotting": "analysis.plotting", "scorecard": "analysis.scorecard", "softness": "analysis.softness",
     "archive": "runs.archive", "data": "runs.data", "models": "runs.models", "training": "runs.training",
