@@ -92,6 +92,7 @@ class RWCTracker:
                 self._reference[name] = weight.detach().clone().to(offload or weight.device)
         self._norms = self._reference_norms()
         self._history: list[dict[str, Tensor]] = []  # a step's metrics by name, (layers,) each
+        self._at: list[int] = []
         self._warned = False
 
     @property
@@ -108,7 +109,7 @@ class RWCTracker:
         metrics = measure(weights, weights)
         return metrics["l1_norm"], metrics["l2_norm"]
 
-    def step(self) -> dict[str, float]:
+    def step(self, at: int | None = None) -> dict[str, float]:
         """Compare the weights with those of the step before, keep the result, and remember the weights.
 
         Returns:
@@ -139,6 +140,7 @@ class RWCTracker:
         metrics = measure(current, list(self._reference.values()), previous_norms=self._norms, update=True)
         self._norms = metrics["l1_norm"], metrics["l2_norm"]
         self._history.append(metrics)
+        self._at.append(len(self._history) if at is None else at)
         if zero.any() and not self._warned:
             self._warned = True
             names = ", ".join(name for name, is_zero in zip(self.layers, zero.tolist(), strict=True) if is_zero)
@@ -158,10 +160,19 @@ class RWCTracker:
             return {name: torch.empty(0, len(self._names), dtype=torch.float64) for name in METRICS}
         return {name: torch.stack([step[name] for step in self._history]) for name in METRICS}
 
+    def scalars(self, prefix: str = "rwc", by: str = "layer") -> dict[str, float]:
+        """`rwc` (ratio) of the last step by `<prefix>/<layer>`; empty before the first."""
+        if not self._history:
+            return {}
+        return {
+            f"{prefix}/{name}": value
+            for name, value in zip(self.layers, self._history[-1]["rwc"].tolist(), strict=True)
+        }
+
     def table(self) -> pd.DataFrame:
         """Tidy table, one row per (step, layer): step (from 1), layer, depth (from 1), size and the metrics."""
         rows = {
-            "step": [step for step in range(1, self.steps + 1) for _ in self.layers],
+            "step": [step for step in self._at for _ in self.layers],
             "layer": self.layers * self.steps,
             "depth": list(range(1, len(self.layers) + 1)) * self.steps,
             "size": [reference.numel() for reference in self._reference.values()] * self.steps,
@@ -184,6 +195,8 @@ class RWCTracker:
         histories have the saved number of steps. A rank of a DDP model other than 0 has empty histories alone.
         """
         history = {f"history.{name}": values for name, values in self.history().items()}
+        if self._at != list(range(1, self.steps + 1)):
+            history["at"] = torch.tensor(self._at)
         return history | {f"reference.{name}": weights.contiguous() for name, weights in self._reference.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -211,3 +224,4 @@ class RWCTracker:
         columns = {name: history.get(name, unknown).unbind(0) for name in METRICS}
         self._history = [{name: column[i] for name, column in columns.items()} for i in range(len(unknown))]
         self._norms = self._reference_norms()
+        self._at = state["at"].tolist() if "at" in state else list(range(1, self.steps + 1))
