@@ -28,9 +28,8 @@ def _framework() -> ModuleType:
 class RWCCallback(_framework().Callback):
     """Relative weight change of the model that a Lightning `Trainer` trains.
 
-    A row's `step` is `trainer.global_step`, which counts optimizer steps. The last row goes to `pl_module.log_dict`; like
-    all that is logged in a step it reaches the logger every `log_every_n_steps` batches of the `Trainer`. Checkpoints hold
-    the tracker's state, and `fit(..., ckpt_path=...)` takes it up.
+    A row's `step` is `trainer.global_step`, which counts optimizer steps. Every row goes to the loggers at that step, and by
+    `log_dict` to whatever monitors a metric. Checkpoints hold the tracker's state; `fit(..., ckpt_path=...)` takes it up.
 
     Args:
         every_n_steps: optimizer steps from row to row; None for a row at the end of every epoch.
@@ -57,7 +56,7 @@ class RWCCallback(_framework().Callback):
         self.every_n_steps, self.by, self.prefix, self.tracker_options = every_n_steps, by, prefix, tracker_options
         self.tracker: RWCTracker | None = None
         self._loaded: dict[str, Tensor] = {}
-        self._seen = 0
+        self._seen = self._measured = 0  # optimizer steps: at the last batch, at the last row
 
     @property
     def state_key(self) -> str:
@@ -73,23 +72,29 @@ class RWCCallback(_framework().Callback):
         self.tracker = RWCTracker(trainer.model, **self.tracker_options)
         if self._loaded:
             self.tracker.load_state_dict(self._loaded)
-        self._loaded, self._seen = {}, trainer.global_step
+        self._loaded, self._seen, self._measured = {}, trainer.global_step, trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """A row if the optimizer's steps have passed a multiple of `every_n_steps` since the batch before."""
+        """A row if the optimizer's steps have passed a multiple of `every_n_steps` since the batch before.
+
+        An epoch's follows its last batch at once: resumed from a checkpoint saved there, training has no such epoch's end.
+        """
         every, before, self._seen = self.every_n_steps, self._seen, trainer.global_step
-        if every and self._seen // every > before // every:
+        if self._seen // every > before // every if every else trainer.is_last_batch:
             self._measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """A row, unless rows are by steps."""
-        if not self.every_n_steps:
+        """The row of an epoch that ended early."""
+        if not self.every_n_steps and self._measured != trainer.global_step:
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: Any, pl_module: Any) -> None:
+        self._measured = trainer.global_step
         if self.tracker.step(at=trainer.global_step):  # empty on the ranks of a DDP model other than 0
             scalars = self.tracker.scalars(self.prefix, by=self.by)
-            pl_module.log_dict(scalars, batch_size=1, rank_zero_only=True)
+            pl_module.log_dict(scalars, logger=False, batch_size=1, rank_zero_only=True)
+            for logger in trainer.loggers:  # log_dict would repeat a row's numbers in the steps after it
+                logger.log_metrics(scalars, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tracker's tensors; before training starts, those that were loaded."""
