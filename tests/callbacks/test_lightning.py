@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pandas as pd
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rwclib import RWCTracker
 from rwclib.errors import ConfigError
+from tests.conftest import ROOT
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what the frameworks say of each other when imported
@@ -20,6 +23,7 @@ with warnings.catch_warnings():
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger
 
+    from rwclib.callbacks import transformers
     from rwclib.callbacks.lightning import RWCCallback
 
 pytestmark = [
@@ -148,8 +152,25 @@ def test_two_callbacks_and_their_states_live_together(tmp_path):
         assert_same(callback.tracker.table(), table)
 
 
+@pytest.mark.parametrize("callback", [RWCCallback, transformers.RWCCallback])
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "10"])
-def test_a_wrong_interval_is_an_error_that_names_it(every):
+def test_a_wrong_interval_is_an_error_that_names_it(every, callback):
     with pytest.raises(ConfigError, match="every_n_steps must be a whole number from 1") as error:
-        RWCCallback(every_n_steps=every)
+        callback(every_n_steps=every)
     assert repr(every) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("lightning", "lightning pytorch_lightning"), ("transformers", "transformers")]
+)
+def test_a_missing_framework_is_one_sentence_and_rwclib_imports_none(name, missing):
+    code = f"""
+import sys, rwclib
+from rwclib import RWCTracker
+import rwclib.callbacks
+assert not {{"lightning", "pytorch_lightning", "transformers"}} & set(sys.modules)
+sys.modules.update(dict.fromkeys("{missing}".split()))  # as if they were not installed
+import rwclib.callbacks.{name}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.splitlines()[-1].endswith("install rwclib[callbacks]"), done.stderr
