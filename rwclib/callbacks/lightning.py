@@ -20,7 +20,7 @@ def _framework() -> ModuleType:
         try:
             return import_module(name)
         except ModuleNotFoundError as error:
-            if error.name not in ("lightning", "pytorch_lightning"):
+            if error.name not in ("lightning", *names):  # something that Lightning itself needs
                 raise
     raise ImportError("the Lightning callback needs Lightning: install rwclib[callbacks]")
 
