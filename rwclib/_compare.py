@@ -18,9 +18,8 @@ from rwclib import metrics
 from rwclib._checkpoints import Checkpoint, Entry, open_checkpoint
 from rwclib._names import agree, block
 from rwclib.errors import ConfigError, DataError
-from rwclib.metrics import METRICS
+from rwclib.metrics import CHANGED, METRICS
 
-CHANGED = {"changed": 0, "changed_0.1%": 0.001, "changed_1%": 0.01}
 _PIECE = 2**21  # weights at a time, as float32 or float64
 
 
@@ -47,7 +46,7 @@ def compare(
     Returns:
         A row per tensor or block in network order (of safetensors: names in order, numbers as numbers) with columns
 
-        - layer, and size: the number of weights compared; a complex weight counts as two;
+        - layer, and size: the number of weights compared;
         - all of `METRICS`, NaN where nothing could be compared, as `RWCTracker` computes them, but in float64 if either
           side is float64;
         - changed, changed_0.1%, changed_1%: the share of weights that moved at all, by more than 0.1% and 1% of their
@@ -194,7 +193,7 @@ def _numbers(pairs: list[_Pair]) -> dict[str, float]:
     total = {name: sum(sums[name] for sums, _, _ in compared) for name in compared[0][0]}
     total["median_change"] = _median([sample for _, sample, _ in compared], [every for _, _, every in compared])
     sums = SimpleNamespace(**{name: torch.tensor([value], dtype=torch.float64) for name, value in total.items()})
-    found = {name: value.item() for name, value in metrics._formulas(sums).items()}
+    found = {name: value.item() for name, value in metrics.formulas(sums).items()}
     unknown = 0 * (total["change_l1"] + total["l1"] + total["previous_l1"])  # NaN where a weight is not finite
     shares = {name: total[f"moved_{threshold}"] / size + unknown for name, threshold in CHANGED.items()}
     return {"size": size} | found | shares
@@ -203,22 +202,27 @@ def _numbers(pairs: list[_Pair]) -> dict[str, float]:
 def _sums(pair: _Pair) -> tuple[dict[str, float], np.ndarray, int]:
     """Of one tensor what the metrics follow from, a sample of its relative changes, and one in how many is in the sample."""
     before, after = pair.before.read(), pair.after.read()
-    exact = {torch.float64, torch.complex128} & {before.dtype, after.dtype}
-    kind = torch.float64 if exact else torch.float32
-    channels_last = metrics._is_channels_last(after)
-    p, w = (
-        metrics._flat(torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor, channels_last)
-        for tensor in (before, after)
-    )
-    every, buffer = metrics._every(w.numel()), torch.empty(metrics._CHUNK, dtype=kind)
+    kind, channels_last = metrics.precision(before, after), metrics._is_channels_last(after)
+    p, w = (metrics._flat(tensor, channels_last) for tensor in (before, after))
+    every, buffer = metrics._every(w.numel()), torch.empty(metrics._CHUNK, dtype=kind, device="cpu")
     sums, samples = Counter(size=w.numel()), [np.empty(0)]
     piece = every * max(1, _PIECE // every)  # so that the sample goes on in each
     for start in range(0, w.numel(), piece):
         now, then = (flat[start : start + piece].to(kind) for flat in (w, p))
-        part, sample = metrics._sums_on_cpu(now, then, True, False, every, buffer, tuple(CHANGED.values()))
+        if kind.is_complex:
+            part, sample = _complex_sums(now, then, every)
+        else:
+            part, sample = metrics._sums_on_cpu(now, then, True, False, every, buffer, tuple(CHANGED.values()))
         sums.update({name: value.item() for name, value in part.items()})
         samples.append(sample.numpy())
     return sums, np.concatenate(samples), every
+
+
+def _complex_sums(now: torch.Tensor, then: torch.Tensor, every: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The same of complex weights, which are compared by their moduli."""
+    moved, before = (now - then).abs(), then.abs()
+    shares = {f"moved_{threshold}": (moved > threshold * before).sum() for threshold in CHANGED.values()}
+    return metrics._sums_on_device(now, then) | shares, metrics._relative(moved, before)[::every]
 
 
 def _median(samples: list[np.ndarray], weights: list[int]) -> float:

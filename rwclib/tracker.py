@@ -304,13 +304,17 @@ class RWCTracker:
             text = f"relative weight change is NaN for {', '.join(self._zero)}: all weights were zero"
             self._warn("zero", text)
         self._still = self._still + 1 if measured and bool((rwc == 0).all()) else 0
-        gradients = (p.grad for name, p in _layers.weights(self._model).items() if name in weights)
-        if self._still > 1 or (self._still and any(g is not None and bool((g != 0).any()) for g in gradients)):
+        if self._still > 1 or (self._still and self._has_gradients(weights)):
             self._warn(
                 "still",
                 "no tracked weight has moved: is the model that trains another object (after copy.deepcopy, or a trainer's "
                 "model_init)? Make the tracker of that one; with a learning rate of 0 all is well",
             )
+
+    def _has_gradients(self, weights: dict[str, Tensor]) -> bool:
+        named = _layers.weights(self._model)
+        gradients = [named[name].grad for name in weights if name in named and named[name].is_leaf]
+        return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
 
     def _warn(self, about: str, text: str) -> None:
         if about not in self._warned:
@@ -367,7 +371,7 @@ class RWCTracker:
         if by == "block" and len(groups) > most:
             joined = np.array_split(np.array(list(groups), dtype=object), most)
             groups = {
-                names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}": sum((groups[n] for n in names), [])
+                names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}": [i for name in names for i in groups[name]]
                 for names in joined
             }
         totals = {key: values for key, values in vars(self._sums).items() if isinstance(values, Tensor)}

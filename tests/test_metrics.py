@@ -29,7 +29,7 @@ def value(name: str, current: Tensor, previous: Tensor) -> float:
 
 
 def reference(current: Tensor, previous: Tensor) -> dict[str, float]:
-    w, p = (t.detach().cpu().float().double().numpy().ravel() for t in (current, previous))  # as seen in float32
+    w, p = (t.detach().cpu().double().numpy().ravel() for t in (current, previous))
     with np.errstate(all="ignore"):
         change = np.where(w == p, 0, np.abs(w - p) / np.abs(p))
     sample = np.sort(change[:: step(change.size)])

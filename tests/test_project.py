@@ -29,7 +29,7 @@ PINS = dict(
 
 def test_the_tested_versions_satisfy_the_requirements():
     requirements = [Requirement(r) for r in PROJECT["dependencies"]]
-    for extra in ("notebooks", "cluster", "dev"):
+    for extra in ("notebooks", "callbacks", "cluster", "dev"):
         requirements += [Requirement(r) for r in PROJECT["optional-dependencies"][extra] if not r.startswith("rwclib")]
     for requirement in requirements:
         assert requirement.name in PINS, f"{requirement.name} is not pinned in constraints.txt"

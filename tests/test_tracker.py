@@ -151,7 +151,8 @@ def test_tracking_changes_neither_weights_nor_gradients_nor_the_global_generator
     weights, gradients = snapshot(model), {n: p.grad.clone() for n, p in model.named_parameters()}
     state = torch.get_rng_state()
     tracker = RWCTracker(model)
-    tracker.step()
+    with pytest.warns(RuntimeWarning, match="no tracked weight has moved"):
+        tracker.step()
     assert all(torch.equal(weights[name], w) for name, w in snapshot(model).items())
     assert all(torch.equal(gradients[name], p.grad) for name, p in model.named_parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -303,7 +304,8 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_restored_tracker_continues_as_the_uninterrupted_one(model, store, memory_format, steps):
     whole = RWCTracker(model.to(memory_format=memory_format))
-    names = {*(f"history.{name}" for name in METRICS), *(f"reference.{name}" for name in LAYERS)}
+    history = {f"history.{name}" for name in (*METRICS, "step", "depth", "size")}
+    names = {"layers", "calls", *history, *(f"reference.{name}" for name in LAYERS)}
     assert set(whole.state_dict()) == names
     for _ in range(steps):
         train(model)
@@ -424,6 +426,7 @@ def test_converting_the_model_between_steps_is_survived(model, conversion):
     assert min(tracker.step().values()) > 0
 
 
+@pytest.mark.filterwarnings("ignore:no tracked weight has moved")
 def test_back_and_forth_between_memory_formats_is_no_change(model):
     tracker = RWCTracker(model)
     for memory_format in (torch.channels_last, torch.contiguous_format):
@@ -439,13 +442,6 @@ def test_reassigned_data_and_replaced_parameters_are_seen(model):
     assert_last_step_is(tracker, snapshot(model), before)
     assert changes["body.0.weight"] == 0
     assert changes["head.weight"] > 0
-
-
-def test_layers_that_appear_or_vanish_are_an_error_that_names_them(model):
-    tracker = RWCTracker(model)
-    model.head = nn.Identity()
-    with pytest.raises(ConfigError, match=r"head\.weight"):
-        tracker.step()
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -471,16 +467,6 @@ def test_plot_has_one_line_per_layer_and_labelled_axes(model, metric):
 def test_what_is_no_model_is_one_sentence():
     with pytest.raises(ConfigError, match=r"needs the model itself, a torch.nn.Module, not str"):
         RWCTracker("resnet18")
-
-
-def test_a_layer_of_another_shape_is_named():
-    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    tracker = RWCTracker(model)
-    model[1] = nn.Linear(3, 5)
-    with pytest.raises(
-        ConfigError, match=r"layers changed their shape since the tracker was made: 1.weight; make a new"
-    ):
-        tracker.step()
 
 
 @pytest.mark.parametrize(("last", "scale"), [(0.5, "linear"), (50.0, "log")])

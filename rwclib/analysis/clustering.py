@@ -1,6 +1,6 @@
 """Layers grouped by their curves of relative weight change: outliers, k-means, choice of k, projection, stability.
 
-Every function takes a float array (layers, epochs), one row per layer: a tracker's history, an archived run, or the
+Every function takes a float array or DataFrame (layers, epochs), one row per layer: a tracker's history, an archived run, or the
 arrays that the authors of arXiv 2107.07005 released. `clean` and `cluster` are what that paper does.
 """
 
@@ -44,10 +44,12 @@ def _checked(rwc: np.ndarray, *, finite: bool = True) -> np.ndarray:
     array = np.asarray(rwc, dtype=np.float64)
     if array.ndim != 2 or not array.size:
         raise ConfigError(f"expected an array (layers, epochs) with at least one of each, not shape {array.shape}")
+    names = rwc.index if isinstance(rwc, pd.DataFrame) else range(len(array))
     if np.isnan(array).any():
-        raise ConfigError(f"layer {np.isnan(array).any(1).argmax()} has a change of NaN; leave such layers out")
+        layer = names[np.isnan(array).any(1).argmax()]
+        raise ConfigError(f"layer {layer} has a change of NaN (its weights were all zero?); leave such layers out, as dropna does")
     if finite and np.isinf(array).any():
-        raise ConfigError(f"layer {np.isinf(array).any(1).argmax()} has an infinite change; use `fill_infinite` first")
+        raise ConfigError(f"layer {names[np.isinf(array).any(1).argmax()]} has an infinite change; use `fill_infinite` first")
     return array
 
 

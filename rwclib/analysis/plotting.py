@@ -35,6 +35,15 @@ class Figure(mpl_figure.Figure):
             return buffer.getvalue(), {"alt": self.alt}
         return self.saved, {"alt": self.alt}
 
+    def show(self, warn: bool = True) -> None:
+        """Open a window, as pyplot's figures do: for scripts; in a notebook the figure as a cell's last line is enough."""
+        import matplotlib.pyplot as plt
+
+        window = plt.figure(FigureClass=mpl_figure.Figure).canvas.manager
+        window.canvas.figure = self
+        self.set_canvas(window.canvas)
+        plt.show()
+
     def legend_above(self, columns: int, title: str = "", first: mpl.axes.Axes | None = None) -> None:
         """One legend for all panels, each label once; those of the panel `first` before the others."""
         panels = [axes.get_legend_handles_labels() for axes in ([first] if first else []) + self.axes]
@@ -113,9 +122,10 @@ def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
         panels,
     ):
         axes = panels[0, 0]
-        for layer, color in zip(layers, sns.color_palette("viridis", len(layers)) if layers else [], strict=True):
-            rows = table["layer"] == layer
-            axes.plot(table.loc[rows, "step"], finite[rows], color=color, lw=1.3, marker="o", ms=2.5)
+        colors = sns.color_palette("viridis", len(layers)) if layers else []
+        curves = table.assign(value=finite).groupby("layer", sort=False)
+        for (_, rows), color in zip(curves, colors, strict=True):
+            axes.plot(rows["step"], rows["value"], color=color, lw=1.3, marker="o", ms=2.5)
         if 0 < len(layers) <= 12:
             axes.legend(layers, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         elif layers:
