@@ -70,7 +70,7 @@ def from_state(state: dict[str, Tensor], layers: Sequence[str], columns: Sequenc
         values = {column: state[f"history.{column}"].cpu() for column in columns if f"history.{column}" in state}
         shapes = {tuple(column.shape) for column in (values["rwc"], state["history.depth"], state["history.size"])}
         shapes |= {tuple(column.shape) for column in values.values()}
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(f"the saved state has no tracker's history ({error}); load what state_dict gave") from None
     if shapes != {(len(steps), len(known))} or not set(layers) <= set(known):
         raise ConfigError(f"the saved history is not of {len(steps)} steps and {len(known)} layers, as it says")

@@ -189,7 +189,6 @@ def test_narrow_and_wide_weights_are_compared_exactly(tmp_path, dtype, change):
     b = a.clone()
     b[0] += change
     table = compare({"w": a}, saved({"w": b}, tmp_path / "b.pt"))
-    parts = 2 if dtype.is_complex else 1
     assert table["rwc"].item() == pytest.approx(change / 50, rel=1e-3)
     assert table["changed"].item() == 1 / 50 / parts
     assert table["size"].item() == 5000 * parts

@@ -96,6 +96,7 @@ def test_table_has_one_row_per_step_and_layer_with_step_depth_and_size(model):
     for _ in range(2):
         columns = list(tracker.table().columns)
         assert columns == ["step", "layer", "depth", "size", *METRICS]
+        move(model)
         tracker.step()
     table = tracker.table()
     assert list(table["step"]) == [1] * 4 + [2] * 4

@@ -47,9 +47,13 @@ def _checked(rwc: np.ndarray, *, finite: bool = True) -> np.ndarray:
     names = rwc.index if isinstance(rwc, pd.DataFrame) else range(len(array))
     if np.isnan(array).any():
         layer = names[np.isnan(array).any(1).argmax()]
-        raise ConfigError(f"layer {layer} has a change of NaN (its weights were all zero?); leave such layers out, as dropna does")
+        raise ConfigError(
+            f"layer {layer} has a change of NaN (its weights were all zero?); leave such layers out, as dropna does"
+        )
     if finite and np.isinf(array).any():
-        raise ConfigError(f"layer {names[np.isinf(array).any(1).argmax()]} has an infinite change; use `fill_infinite` first")
+        raise ConfigError(
+            f"layer {names[np.isinf(array).any(1).argmax()]} has an infinite change; use `fill_infinite` first"
+        )
     return array
 
 
