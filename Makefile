@@ -42,6 +42,7 @@ bench: setup  ## measure on a quiet machine, store the tables and quote their ra
 	$(BIN)/python benchmarks/scheduling.py --json benchmarks/results/scheduling.json
 	$(BIN)/python benchmarks/clustering.py --json benchmarks/results/clustering.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
+	$(BIN)/python benchmarks/compare.py --json benchmarks/results/compare.json
 	$(BIN)/python benchmarks/readme.py
 
 clean:

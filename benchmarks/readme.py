@@ -18,6 +18,7 @@ TITLES = {
     "scheduling": "Each study's published-size grid on many workers like those that trained the archive, planned",
     "clustering": "Clustering of 2,000 layers by 500 epochs on one core",
     "memory": "Peak memory of a full-width VGG-19 run with snapshots, over that of its weights and optimizer state",
+    "compare": "Two checkpoints of 500 MB compared, over reading both files once and beside loading both",
     "gpu": "The published size on one GPU",
 }
 PAGES = {"speed": "speed.md", "targets": "speed.md", "faults": "faults.md"}

@@ -15,6 +15,7 @@ import pytest
 from rwclib.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]
+COMPARE_TARGET = "<= 1.5 times the reading, no slower than the loop, <= two tensors and 200 MB"
 STEP_TARGET = "<= 4 copies, >= 10 times cheaper than histograms"
 TWO, CLASSICAL, WORKERS = "rwc sweep, two processes", "classical loop", "classical loop, a DataLoader worker per core"
 ROWS = {
@@ -39,6 +40,9 @@ ROWS = {
         ("training.run, without snapshots", None), ("plain loop, snapshots in memory", None),
         ("training.run, with snapshots and checkpoints", "< 3"), ("training.run, with snapshots and checkpoints", "< 3"),
     ],
+    "compare": [
+        ("reading both files once", None), ("rwclib.compare", COMPARE_TARGET), ("load both, loop over the tensors", None),
+    ] * 2,
     "sweep": [
         (TWO, None), ("rwc sweep, one process", ">= 1.7"), (CLASSICAL, ">= 1.5"),
         ("bare loop, one process: two bare over one", None),
@@ -73,7 +77,7 @@ def test_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path)
     assert [(row["what"], row["target"]) for row in rows] == ROWS[name]
     assert all((row["verdict"] in ("met", "missed")) == (row["target"] is not None) for row in rows)
     times = ("ms", "s")
-    known = {"memory": ("mb",), "tracker": times, "clustering": times}
+    known = {"memory": ("mb",), "tracker": times, "clustering": times, "compare": times}
     measured = known.get(name, ("images_per_s", "gb_per_s", "seconds"))
     assert all(max(row.get(column) or 0 for column in measured) > 0 for row in rows)
     assert written["environment"] in printed
@@ -95,7 +99,8 @@ def test_a_benchmark_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "rwclib", "bench", "magic"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert (
-        "unknown benchmark 'magic'; known: clustering, gpu, memory, scheduling, sweep, tracker, training" in done.stderr
+        "unknown benchmark 'magic'; known: clustering, compare, gpu, memory, scheduling, sweep, tracker, training"
+        in done.stderr
     )
 
 
