@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from rwclib import _sharding
 from rwclib._layers import classes, modules
+from rwclib._names import agree
+from rwclib.errors import ConfigError
 from rwclib.metrics import CHANGED, precision, to_host
 
 START = ("l2_start", "cosine_start", *CHANGED)
@@ -97,3 +100,43 @@ def lora_ratios(model: nn.Module) -> dict[str, tuple[int, float]]:
         norm = base.detach().float().norm().item() if base.is_floating_point() else float("nan")
         ratios[prefix.rstrip(".")] = base.numel(), update / norm if norm else float("nan")
     return ratios
+
+
+def by_group(sums: SimpleNamespace, group: Callable[[str], str], most: int | None) -> SimpleNamespace:
+    """What the metrics of groups of layers follow from, each taken as one long vector; `names` are the groups'.
+
+    Args:
+        sums: of `layer_sums`, with the layers' `names` and the norms `before`, L1 and L2, of the weights before.
+        group: from a layer's name to its group's.
+        most: more groups than so many are joined with their neighbours.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(sums.names):
+        groups.setdefault(group(name), []).append(i)
+    if most and len(groups) > most:
+        joined = [list(names) for names in np.array_split(np.array(list(groups), dtype=object), most)]
+        groups = {
+            "-".join(dict.fromkeys([names[0], names[-1]])): [i for name in names for i in groups[name]]
+            for names in joined
+        }
+    parts = {key: values for key, values in vars(sums).items() if isinstance(values, Tensor)}
+    parts |= {"previous_l1": sums.before[0], "previous_squares": sums.before[1].square()}
+    parts["median_change"] = sums.median_change * sums.size
+    totals = {key: torch.stack([values[rows].sum() for rows in groups.values()]) for key, values in parts.items()}
+    totals["median_change"] = totals["median_change"] / totals["size"]
+    return SimpleNamespace(**totals, names=list(groups))
+
+
+def take_reference(weights: Mapping[str, Tensor], source: object) -> None:
+    """Copy into `weights` those of a checkpoint, as `rwclib.compare` takes it; `ConfigError` if a layer is missing there."""
+    from rwclib._checkpoints import open_checkpoint
+
+    entries = open_checkpoint(source).entries
+    entries = {name: entries[old] for old, name in agree(entries, weights)[0].items()}
+    for name, weight in weights.items():
+        if name not in entries or entries[name].shape != tuple(weight.shape):
+            lack = f"another shape ({tuple(entries[name].shape)})" if name in entries else "no tensor"
+            raise ConfigError(
+                f"the reference has {lack} for layer {name}; give a checkpoint of this model, or choose layers="
+            )
+        _sharding.copy_(weight, entries[name].read().to(weight.dtype))

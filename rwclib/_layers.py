@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -112,3 +112,37 @@ def _obstacle(tensor: Tensor) -> str:
         kind = type(tensor.data).__name__ if subclass else tensor.dtype
         return f"is quantised or no floating point ({kind}): track what is trained by layers='trainable'"
     return ""
+
+
+def weight_tensors(model: nn.Module, layers: LayerFilter = None) -> dict[str, nn.Parameter]:
+    """The parameters with more than one dimension, in network order, by name without wrappers' prefixes.
+
+    Args:
+        model: any module, wrapped or not.
+        layers: None for all; `"trainable"` for those that require gradients; a glob over names (`"layer4.*"`); a list of
+            globs and names, where a name may also be that of a vector; or a predicate of name and parameter.
+
+    Raises:
+        ConfigError: nothing is left, a pattern matches nothing, or a layer cannot be read (the sentence says why).
+    """
+    named = weights(model)
+    chosen = {name: tensor for name, tensor in named.items() if wanted(name, tensor, layers)}
+    check_choice(chosen, layers)
+    return chosen
+
+
+def check_choice(chosen: Mapping[str, Tensor], layers: LayerFilter) -> None:
+    patterns = [] if layers is None or callable(layers) else [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns if len(patterns) > 1 else []:
+        if not any(wanted(name, tensor, [pattern]) for name, tensor in chosen.items()):
+            raise ConfigError(f"layers: no weight tensor matches {pattern!r}")
+    if not chosen:
+        rule = f" that match {layers!r}" if patterns else ""
+        raise ConfigError(f"the model has no weight tensors with more than one dimension{rule}")
+
+
+def has_gradients(model: nn.Module, names: Iterable[str]) -> bool:
+    """Whether any of these parameters has a gradient that is not 0."""
+    named = weights(model)
+    gradients = [named[name].grad for name in names if name in named and named[name].is_leaf]
+    return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)

@@ -59,6 +59,15 @@ def layout(tensor: Tensor) -> tuple[object, ...]:
     return (*plain, tensor.device_mesh, tensor.placements) if is_sharded(tensor) else plain
 
 
+def like(weight: Tensor, reference: Tensor, device: str | torch.device) -> Tensor:
+    """`reference`, or a new tensor of its values on `device` where the weights have another layout or more precision."""
+    dtype = torch.promote_types(reference.dtype, weight.dtype)
+    same = (device, *layout(weight)[1:]) == layout(reference)
+    if same and dtype == reference.dtype:
+        return reference
+    return copy_(torch.empty_like(weight, dtype=dtype, device=device), reference)
+
+
 def copy_(target: Tensor, source: Tensor) -> Tensor:
     """`target.copy_(source)`, either of them sharded or whole (a whole source: the same on every rank)."""
     if is_sharded(target) and not is_sharded(source):

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from rwclib import _history, _layers, _sharding
-from rwclib._extras import LORA, NEURONS, START, lora_ratios, neuron_changes, since_start
+from rwclib._extras import LORA, NEURONS, START, by_group, lora_ratios, neuron_changes, since_start, take_reference
 from rwclib._layers import LayerFilter
 from rwclib._names import block
 from rwclib.errors import ConfigError
@@ -22,33 +21,6 @@ from rwclib.metrics import METRICS, formulas, layer_sums
 
 if TYPE_CHECKING:
     from rwclib.analysis.plotting import Figure
-
-
-def weight_tensors(model: nn.Module, layers: LayerFilter = None) -> dict[str, nn.Parameter]:
-    """The parameters with more than one dimension, in network order, by name without wrappers' prefixes.
-
-    Args:
-        model: any module, wrapped or not.
-        layers: None for all; `"trainable"` for those that require gradients; a glob over names (`"layer4.*"`); a list of
-            globs and names, where a name may also be that of a vector; or a predicate of name and parameter.
-
-    Raises:
-        ConfigError: nothing is left, a pattern matches nothing, or a layer cannot be read (the sentence says why).
-    """
-    named = _layers.weights(model)
-    chosen = {name: tensor for name, tensor in named.items() if _layers.wanted(name, tensor, layers)}
-    _check_choice(chosen, layers)
-    return chosen
-
-
-def _check_choice(chosen: Mapping[str, Tensor], layers: LayerFilter) -> None:
-    patterns = [] if layers is None or callable(layers) else [layers] if isinstance(layers, str) else list(layers)
-    for pattern in patterns if len(patterns) > 1 else []:
-        if not any(_layers.wanted(name, tensor, [pattern]) for name, tensor in chosen.items()):
-            raise ConfigError(f"layers: no weight tensor matches {pattern!r}")
-    if not chosen:
-        rule = f" that match {layers!r}" if patterns else ""
-        raise ConfigError(f"the model has no weight tensors with more than one dimension{rule}")
 
 
 class RWCTracker:
@@ -126,7 +98,7 @@ class RWCTracker:
         ]
         self._idle = _sharding.is_replica(model)
         weights = self._weights()
-        _check_choice(weights, layers)
+        _layers.check_choice(weights, layers)
         self._names = list(weights)
         held = {} if self._idle else weights
         self._reference = {name: self._copy(weight) for name, weight in held.items()}
@@ -134,7 +106,7 @@ class RWCTracker:
         if neurons and any(map(_sharding.is_sharded, held.values())):
             raise ConfigError("neurons=True needs whole weights, not those that fully_shard has spread over ranks")
         if self._fixed and not (isinstance(reference, str) and reference == "start"):
-            self._take_reference(reference)
+            take_reference(self._reference, reference)
         self._renew_norms()
 
     @property
@@ -156,22 +128,10 @@ class RWCTracker:
         return {name: weight.detach() for name, weight in weights.items() if self._chosen[name]}
 
     def _copy(self, weight: Tensor) -> Tensor:
-        return weight.clone().to(self._offload or weight.device)
+        return weight.clone().to(self._device(weight))
 
-    def _take_reference(self, source: str | os.PathLike | Mapping[str, Tensor]) -> None:
-        from rwclib._checkpoints import open_checkpoint
-        from rwclib._names import agree
-
-        entries = open_checkpoint(source).entries
-        new_names, _ = agree(entries, self._reference)
-        entries = {new_names[name]: entry for name, entry in entries.items()}
-        for name, weight in self._reference.items():
-            if name not in entries or entries[name].shape != tuple(weight.shape):
-                what = f"other shape ({tuple(entries[name].shape)})" if name in entries else "no tensor"
-                raise ConfigError(
-                    f"the reference has {what} for layer {name}; give a checkpoint of this model, or choose layers="
-                )
-            _sharding.copy_(weight, entries[name].read().to(weight.dtype))
+    def _device(self, weight: Tensor) -> torch.device:
+        return torch.device(self._offload) if self._offload else weight.device
 
     def _renew_norms(self) -> None:
         weights = list(self._reference.values())
@@ -189,7 +149,9 @@ class RWCTracker:
         weights = self._weights()
         self._follow(weights)
         for name, weight in weights.items():
-            self._reference[name] = _sharding.copy_(self._as(weight, self._reference[name]), weight)
+            self._reference[name] = _sharding.copy_(
+                _sharding.like(weight, self._reference[name], self._device(weight)), weight
+            )
         self._renew_norms()
 
     @torch.inference_mode(False)
@@ -227,17 +189,6 @@ class RWCTracker:
         self._history = [*self._history, row][-(self._keep or 0) :]
         return dict(zip(measured, values["rwc"].tolist(), strict=False))
 
-    def _as(self, weight: Tensor, reference: Tensor) -> Tensor:
-        """`reference`, or a new tensor of its values where the weights now have another layout or more precision."""
-        if self._offload:
-            same = reference.stride() == weight.stride()
-        else:
-            same = _sharding.layout(reference) == _sharding.layout(weight)
-        if same and torch.promote_types(reference.dtype, weight.dtype) == reference.dtype:
-            return reference
-        dtype = torch.promote_types(reference.dtype, weight.dtype)
-        return _sharding.copy_(torch.empty_like(weight, dtype=dtype, device=self._offload or weight.device), reference)
-
     def _follow(self, weights: dict[str, Tensor]) -> set[str]:
         """Follow a change of the model's structure; the names of layers that are new or have another shape."""
         gone = [name for name in self._names if name not in weights]
@@ -269,28 +220,25 @@ class RWCTracker:
         rows = [i for i, name in enumerate(self._names) if name in weights]
         norms = tuple(norm[rows] for norm in self._norms)
         for name, weight in weights.items():
-            self._reference[name] = self._as(weight, self._reference[name])
+            self._reference[name] = _sharding.like(weight, self._reference[name], self._device(weight))
             if name in self._start:
-                self._start[name] = self._as(weight, self._start[name])
+                self._start[name] = _sharding.like(weight, self._start[name], self._device(weight))
         groups = [[name] for name in weights] if self._offload else [list(weights)]  # one tensor at a time on the host
         parts, extras = [], []
         for names in groups:
-            now = [weights[name].to(self._offload or weights[name].device) for name in names]
+            now = [weights[name].to(self._device(weights[name])) for name in names]
             before = [self._reference[name] for name in names]
             more = neuron_changes(now, before) if self._neurons else {}
             parts.append(layer_sums(now, before, with_previous=False, update=not self._fixed))
-            if self._start:
-                more |= since_start(now, [self._start[name] for name in names])
-            extras.append(more)
+            extras.append(more | (since_start(now, [self._start[name] for name in names]) if self._start else {}))
         self._sums = SimpleNamespace(**{key: torch.cat([vars(part)[key] for part in parts]) for key in vars(parts[0])})
         values = formulas(self._sums, norms)
         self._sums.names, self._sums.before = list(weights), norms
         values |= {column: torch.cat([more[column] for more in extras]) for column in extras[0]}
         if self._start:
-            squares = values.pop("start_squares").sqrt()
             start = self._start_norms[rows].masked_fill(self._start_norms[rows] == 0, torch.nan)
-            values |= {"l2_start": squares / start}
-            values["cosine_start"] = (values.pop("start_dot") / (values["l2_norm"] * start)).clamp(-1, 1)
+            values["l2_start"] = values["start_squares"].sqrt() / start
+            values["cosine_start"] = (values["start_dot"] / (values["l2_norm"] * start)).clamp(-1, 1)
         self._zero = [name for name, norm in zip(weights, norms[0].tolist(), strict=True) if norm == 0]
         if not self._fixed:
             for norm, known in zip(self._norms, ("l1_norm", "l2_norm"), strict=True):
@@ -304,17 +252,12 @@ class RWCTracker:
             text = f"relative weight change is NaN for {', '.join(self._zero)}: all weights were zero"
             self._warn("zero", text)
         self._still = self._still + 1 if measured and bool((rwc == 0).all()) else 0
-        if self._still > 1 or (self._still and self._has_gradients(weights)):
+        if self._still > 1 or (self._still and _layers.has_gradients(self._model, weights)):
             self._warn(
                 "still",
                 "no tracked weight has moved: is the model that trains another object (after copy.deepcopy, or a trainer's "
                 "model_init)? Make the tracker of that one; with a learning rate of 0 all is well",
             )
-
-    def _has_gradients(self, weights: dict[str, Tensor]) -> bool:
-        named = _layers.weights(self._model)
-        gradients = [named[name].grad for name in weights if name in named and named[name].is_leaf]
-        return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
 
     def _warn(self, about: str, text: str) -> None:
         if about not in self._warned:
@@ -365,24 +308,11 @@ class RWCTracker:
             }
         if self._sums is None or not self._history:
             return {}
-        groups: dict[str, list[int]] = {}
-        for i, name in enumerate(self._sums.names):
-            groups.setdefault(block(name) if by == "block" else by(name), []).append(i)
-        if by == "block" and len(groups) > most:
-            joined = np.array_split(np.array(list(groups), dtype=object), most)
-            groups = {
-                names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}": [i for name in names for i in groups[name]]
-                for names in joined
-            }
-        totals = {key: values for key, values in vars(self._sums).items() if isinstance(values, Tensor)}
-        totals["median_change"] = totals["median_change"] * totals["size"]
-        # Without the sums of the weights before, which are known as norms.
-        totals["previous_squares"], totals["previous_l1"] = self._sums.before[1].square(), self._sums.before[0]
-        sums = SimpleNamespace(
-            **{key: torch.stack([v[rows].sum() for rows in groups.values()]) for key, v in totals.items()}
-        )
-        sums.median_change = sums.median_change / sums.size
-        return {f"{prefix}/{name}": value for name, value in zip(groups, formulas(sums)[metric].tolist(), strict=True)}
+        totals = by_group(self._sums, (block if by == "block" else by), most if by == "block" else None)
+        return {
+            f"{prefix}/{name}": value
+            for name, value in zip(totals.names, formulas(totals)[metric].tolist(), strict=True)
+        }
 
     def plot(self, metric: str = "rwc") -> Figure:
         """One line per layer, coloured by depth: `metric` (a name of `METRICS`) against the step.

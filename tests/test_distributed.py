@@ -156,6 +156,7 @@ def fsdp_equals_one_process() -> None:
 def fsdp_keeps_and_measures_shards_with_one_all_reduce_a_step() -> None:
     model, calls, all_reduce = shard(net()), [], dist.all_reduce
     tracker = RWCTracker(model)
+    warnings.filterwarnings("ignore", "no tracked weight has moved")
     dist.all_reduce = lambda *arguments, **options: (calls.append(1), all_reduce(*arguments, **options))
     try:
         tracker.step()
@@ -225,7 +226,8 @@ def fsdp_state_goes_round() -> None:
     from_plain.load_state_dict(states[1])
     to_plain.load_state_dict(states[0])
     history = {f"history.{name}": torch.empty(2, 4, dtype=torch.float64) for name in METRICS}
-    state = stored.state_dict() | history
+    history |= {f"history.{name}": torch.empty(2, 4, dtype=torch.int64) for name in ("depth", "size")}
+    state = stored.state_dict() | history | {"history.step": torch.empty(2, dtype=torch.int64)}
     with warnings.catch_warnings(action="ignore"):
         checkpoint.load({"tracker": state}, checkpoint_id=folder)
     stored.load_state_dict(state)
