@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from rwclib import _sharding
 from rwclib._layers import classes, modules
-from rwclib._names import agree
-from rwclib.errors import ConfigError
 from rwclib.metrics import CHANGED, precision, to_host
 
 START = ("l2_start", "cosine_start", *CHANGED)
@@ -125,18 +123,3 @@ def by_group(sums: SimpleNamespace, group: Callable[[str], str], most: int | Non
     totals = {key: torch.stack([values[rows].sum() for rows in groups.values()]) for key, values in parts.items()}
     totals["median_change"] = totals["median_change"] / totals["size"]
     return SimpleNamespace(**totals, names=list(groups))
-
-
-def take_reference(weights: Mapping[str, Tensor], source: object) -> None:
-    """Copy into `weights` those of a checkpoint, as `rwclib.compare` takes it; `ConfigError` if a layer is missing there."""
-    from rwclib._checkpoints import open_checkpoint
-
-    entries = open_checkpoint(source).entries
-    entries = {name: entries[old] for old, name in agree(entries, weights)[0].items()}
-    for name, weight in weights.items():
-        if name not in entries or entries[name].shape != tuple(weight.shape):
-            lack = f"another shape ({tuple(entries[name].shape)})" if name in entries else "no tensor"
-            raise ConfigError(
-                f"the reference has {lack} for layer {name}; give a checkpoint of this model, or choose layers="
-            )
-        _sharding.copy_(weight, entries[name].read().to(weight.dtype))

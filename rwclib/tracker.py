@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from rwclib import _history, _layers, _sharding
-from rwclib._extras import LORA, NEURONS, START, by_group, lora_ratios, neuron_changes, since_start, take_reference
-from rwclib._layers import LayerFilter
+from rwclib._extras import LORA, NEURONS, START, by_group, lora_ratios
+from rwclib._layers import LayerFilter, weight_tensors
 from rwclib._names import block
+from rwclib._reference import Reference
 from rwclib.errors import ConfigError
-from rwclib.metrics import METRICS, formulas, layer_sums
+from rwclib.metrics import METRICS, formulas
 
 if TYPE_CHECKING:
     from rwclib.analysis.plotting import Figure
+
+__all__ = ["RWCTracker", "weight_tensors"]
 
 
 class RWCTracker:
@@ -85,7 +88,7 @@ class RWCTracker:
             if not isinstance(number, int) or number < 1:
                 raise ConfigError(f"{option} must be a whole number of at least 1, not {number!r}")
         self._model, self._filter, self._offload, self._effective = model, layers, offload, effective
-        self._every, self._keep, self._neurons, self._fixed = every, keep, neurons, reference != "previous"
+        self._every, self._keep, self._neurons = every, keep, neurons
         self._chosen: dict[str, bool] = {}
         self._calls, self._still, self._warned = 0, 0, set()
         self._history: list[_history.Row] = []
@@ -100,14 +103,9 @@ class RWCTracker:
         weights = self._weights()
         _layers.check_choice(weights, layers)
         self._names = list(weights)
-        held = {} if self._idle else weights
-        self._reference = {name: self._copy(weight) for name, weight in held.items()}
-        self._start = {name: self._copy(weight) for name, weight in held.items()} if start else {}
-        if neurons and any(map(_sharding.is_sharded, held.values())):
+        if neurons and any(map(_sharding.is_sharded, weights.values())):
             raise ConfigError("neurons=True needs whole weights, not those that fully_shard has spread over ranks")
-        if self._fixed and not (isinstance(reference, str) and reference == "start"):
-            take_reference(self._reference, reference)
-        self._renew_norms()
+        self._reference = Reference({} if self._idle else weights, offload, reference, start)
 
     @property
     def layers(self) -> list[str]:
@@ -127,19 +125,6 @@ class RWCTracker:
                 self._chosen[name] = _layers.wanted(name, weight, self._filter)
         return {name: weight.detach() for name, weight in weights.items() if self._chosen[name]}
 
-    def _copy(self, weight: Tensor) -> Tensor:
-        return weight.clone().to(self._device(weight))
-
-    def _device(self, weight: Tensor) -> torch.device:
-        return torch.device(self._offload) if self._offload else weight.device
-
-    def _renew_norms(self) -> None:
-        weights = list(self._reference.values())
-        metrics = formulas(layer_sums(weights, weights))
-        self._norms = metrics["l1_norm"], metrics["l2_norm"]
-        first = list(self._start.values())
-        self._start_norms = formulas(layer_sums(first, first))["l2_norm"]
-
     @torch.inference_mode(False)
     @torch.no_grad()
     def rebase(self) -> None:
@@ -148,11 +133,7 @@ class RWCTracker:
             return
         weights = self._weights()
         self._follow(weights)
-        for name, weight in weights.items():
-            self._reference[name] = _sharding.copy_(
-                _sharding.like(weight, self._reference[name], self._device(weight)), weight
-            )
-        self._renew_norms()
+        self._reference.rebase(weights)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -171,14 +152,16 @@ class RWCTracker:
             return {}
         phase = self._calls % self._every
         if phase:
-            if phase == self._every - 1 and not self._fixed:
+            if phase == self._every - 1 and not self._reference.fixed:
                 self.rebase()
             return {}
         weights = self._weights()
         new = self._follow(weights)
         measured = [name for name in self._names if name not in new]
-        values = self._measure({name: weights[name] for name in measured})
-        self._notice(weights, measured, values["rwc"])
+        values, self._sums = self._reference.measure({name: weights[name] for name in measured}, self._neurons)
+        self._notice(weights, values["rwc"])
+        unknown = torch.full_like(values["rwc"], torch.nan)
+        values = {column: values.get(column, unknown) for column in self._columns}
         depths = {name: (depth, weights[name].numel()) for depth, name in enumerate(self._names, 1)}
         row = _history.Row(self._calls if at is None else at, {name: depths[name] for name in measured}, values)
         if self._effective:
@@ -186,72 +169,26 @@ class RWCTracker:
                 row.layers[name] = len(self._names) + len(row.layers) - len(measured) + 1, size
                 for column, known in values.items():
                     values[column] = torch.cat([known, known.new_tensor([ratio if column == LORA else torch.nan])])
-        self._history = [*self._history, row][-(self._keep or 0) :]
+        self._history.append(row)
+        del self._history[: -(self._keep or len(self._history))]
         return dict(zip(measured, values["rwc"].tolist(), strict=False))
 
     def _follow(self, weights: dict[str, Tensor]) -> set[str]:
         """Follow a change of the model's structure; the names of layers that are new or have another shape."""
-        gone = [name for name in self._names if name not in weights]
-        new = [
-            name
-            for name, weight in weights.items()
-            if name not in self._reference or weight.shape != self._reference[name].shape
-        ]
-        if not gone and not new:
-            return set()
-        if not weights:
-            raise ConfigError(f"the model has no tracked layer left; {', '.join(gone[:5])}, ... are gone")
-        parts = [
-            f"{title}: {', '.join(names)}"
-            for title, names in (("gone", gone), ("new or of another shape", new))
-            if names
-        ]
-        warnings.warn(f"the model's layers changed; {'; '.join(parts)}", RuntimeWarning, stacklevel=5)
-        self._names = list(weights)
-        for kept in (self._reference, self._start) if self._start else (self._reference,):
-            renewed = {name: self._copy(weights[name]) if name in new else kept[name] for name in weights}
-            kept.clear()
-            kept.update(renewed)
-        self._renew_norms()
+        gone, new = self._reference.follow(weights)
+        if gone or new:
+            titles = {"gone": gone, "new or of another shape": new}
+            parts = [f"{title}: {', '.join(names)}" for title, names in titles.items() if names]
+            warnings.warn(f"the model's layers changed; {'; '.join(parts)}", RuntimeWarning, stacklevel=5)
+            self._names = list(weights)
         return set(new)
 
-    def _measure(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All columns of the layers given, (layers,) float64 each; the reference becomes the weights unless it is fixed."""
-        rows = [i for i, name in enumerate(self._names) if name in weights]
-        norms = tuple(norm[rows] for norm in self._norms)
-        for name, weight in weights.items():
-            self._reference[name] = _sharding.like(weight, self._reference[name], self._device(weight))
-            if name in self._start:
-                self._start[name] = _sharding.like(weight, self._start[name], self._device(weight))
-        groups = [[name] for name in weights] if self._offload else [list(weights)]  # one tensor at a time on the host
-        parts, extras = [], []
-        for names in groups:
-            now = [weights[name].to(self._device(weights[name])) for name in names]
-            before = [self._reference[name] for name in names]
-            more = neuron_changes(now, before) if self._neurons else {}
-            parts.append(layer_sums(now, before, with_previous=False, update=not self._fixed))
-            extras.append(more | (since_start(now, [self._start[name] for name in names]) if self._start else {}))
-        self._sums = SimpleNamespace(**{key: torch.cat([vars(part)[key] for part in parts]) for key in vars(parts[0])})
-        values = formulas(self._sums, norms)
-        self._sums.names, self._sums.before = list(weights), norms
-        values |= {column: torch.cat([more[column] for more in extras]) for column in extras[0]}
-        if self._start:
-            start = self._start_norms[rows].masked_fill(self._start_norms[rows] == 0, torch.nan)
-            values["l2_start"] = values["start_squares"].sqrt() / start
-            values["cosine_start"] = (values["start_dot"] / (values["l2_norm"] * start)).clamp(-1, 1)
-        self._zero = [name for name, norm in zip(weights, norms[0].tolist(), strict=True) if norm == 0]
-        if not self._fixed:
-            for norm, known in zip(self._norms, ("l1_norm", "l2_norm"), strict=True):
-                norm[rows] = values[known]
-        unknown = torch.full_like(values["rwc"], torch.nan)
-        return {column: values.get(column, unknown) for column in self._columns}
-
-    def _notice(self, weights: dict[str, Tensor], measured: list[str], rwc: Tensor) -> None:
+    def _notice(self, weights: dict[str, Tensor], rwc: Tensor) -> None:
         """Warn once of layers without a norm, and once of a model that does not move."""
-        if self._zero:
-            text = f"relative weight change is NaN for {', '.join(self._zero)}: all weights were zero"
-            self._warn("zero", text)
-        self._still = self._still + 1 if measured and bool((rwc == 0).all()) else 0
+        zero = [name for name, l1 in zip(self._sums.names, self._sums.before[0].tolist(), strict=True) if l1 == 0]
+        if zero:
+            self._warn("zero", f"relative weight change is NaN for {', '.join(zero)}: all weights were zero")
+        self._still = self._still + 1 if len(rwc) and bool((rwc == 0).all()) else 0
         if self._still > 1 or (self._still and _layers.has_gradients(self._model, weights)):
             self._warn(
                 "still",
@@ -333,8 +270,7 @@ class RWCTracker:
         """
         state = _history.to_state(self._history, self._names, self._columns)
         state["calls"] = torch.tensor(self._calls, device="cpu")
-        state |= {f"reference.{name}": weights.contiguous() for name, weights in self._reference.items()}
-        return state | {f"start.{name}": weights.contiguous() for name, weights in self._start.items()}
+        return state | self._reference.state()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -350,19 +286,7 @@ class RWCTracker:
         """
         if self._idle:
             return
-        names = {key.removeprefix("reference.") for key in state if key.startswith("reference.")}
-        if names != set(self._names):
-            differing = ", ".join(sorted(names ^ set(self._names)))
-            raise ConfigError(f"the saved state is of other layers than the tracker's: {differing}")
-        wrong = [name for name, weight in self._reference.items() if state[f"reference.{name}"].shape != weight.shape]
-        if wrong:
-            raise ConfigError(f"the saved state has other shapes than the tracker's layers {', '.join(wrong)}")
-        lacking = [name for name in self._start if f"start.{name}" not in state]
-        if lacking:
-            raise ConfigError("the saved state has no weights of the start; make the tracker without start=True")
+        self._reference.check(state)
         history = _history.from_state(state, self._names, self._columns)
-        for kept, prefix in ((self._reference, "reference"), (self._start, "start")):
-            for name, weight in kept.items():
-                _sharding.copy_(weight, state[f"{prefix}.{name}"])
+        self._reference.load(state)
         self._history, self._calls, self._sums, self._still = history, int(state.get("calls", len(history))), None, 0
-        self._renew_norms()
