@@ -11,8 +11,9 @@ import tempfile
 
 import _table
 
-COPIES, HISTOGRAMS, EPOCH_PERCENT, EPOCH_IMAGES = 4, 10, 1, 2000
+COPIES, HISTOGRAMS, START_STEPS, EPOCH_PERCENT, EPOCH_IMAGES = 4, 10, 1.6, 1, 2000
 COPY, STEP = "copy of the weights", "RWCTracker.step(), 7 metrics"
+START = "RWCTracker(start=True).step(), 12 columns"
 HISTOGRAM = "TensorBoard add_histogram"
 NAIVE, RELEASE = "per-tensor PyTorch with .item(), 2 metrics", "the papers' NumPy code, 1 metric"
 NOTE = f"""copies: median time over that of the copy, `buffer.copy_(weight)` for each of the 21 weight tensors, with as
@@ -39,7 +40,7 @@ def costs(width: int, repetitions: int, folder: str) -> tuple[int, dict[str, tup
     buffers = {name: weight.clone() for name, weight in weights.items()}
     clones = {name: weight.clone() for name, weight in weights.items()}
     arrays = {name: weight.numpy().copy() for name, weight in weights.items()}
-    tracker = RWCTracker(model)
+    tracker, since_start = RWCTracker(model), RWCTracker(model, start=True)
 
     def perturb() -> None:
         for name, weight in weights.items():
@@ -65,7 +66,14 @@ def costs(width: int, repetitions: int, folder: str) -> tuple[int, dict[str, tup
         for name, weight in weights.items():
             log.add_histogram(name, weight)
 
-    ways = {COPY: copy, STEP: tracker.step, HISTOGRAM: histogram, NAIVE: naive, RELEASE: release}
+    ways = {
+        COPY: copy,
+        STEP: tracker.step,
+        START: since_start.step,
+        HISTOGRAM: histogram,
+        NAIVE: naive,
+        RELEASE: release,
+    }
     table = 1e3 * _table.interleaved(ways, repetitions, perturb)
     log.close()
     size = sum(weight.numel() for weight in weights.values())
@@ -122,6 +130,9 @@ def main() -> None:
                 if what == STEP:
                     met = row["copies"] <= COPIES and row["histograms_over_this"] >= HISTOGRAMS
                     row |= _table.verdict(met, f"<= {COPIES} copies, >= {HISTOGRAMS} times cheaper than histograms")
+                if what == START:
+                    ratio = typical / found[STEP][0]
+                    row |= _table.verdict(ratio <= START_STEPS, f"<= {START_STEPS} times step(); here {ratio:.2f}")
                 rows.append(row)
     step, timed = rows[1]["ms"], batches * batch_size
     epoch = EPOCH_IMAGES * _table.in_fresh_process(1, image_milliseconds, next(iter(widths)), batch_size, batches)

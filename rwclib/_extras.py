@@ -17,7 +17,7 @@ START = ("l2_start", "cosine_start", *CHANGED)
 NEURONS = ("row_rwc_10%", "row_rwc_50%", "row_rwc_90%", "rows_unmoved")
 LORA = "lora_ratio"
 _LORA_LAYER = "peft.tuners.lora.layer.LoraLayer"
-_PIECE = 65_536
+_PIECE = 32_768
 
 
 def since_start(current: Sequence[Tensor], start: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -45,22 +45,17 @@ def _on_cpu(w: Tensor, s: Tensor) -> Tensor:
     order = sorted(range(w.dim()), key=w.stride, reverse=True)
     now, first = (tensor.permute(order).reshape(-1).numpy() for tensor in (w, s))
     totals = np.zeros(2 + len(CHANGED))
-    z, size, above = np.empty(_PIECE, now.dtype), np.empty(_PIECE, now.dtype), np.empty(_PIECE, bool)
-    for i in range(0, now.size, _PIECE):
-        a, b = now[i : i + _PIECE], first[i : i + _PIECE]
-        n = a.size
-        moved = np.subtract(a, b, out=z[:n])
-        sums = [moved.dot(moved), a.dot(b)]
-        np.abs(moved, out=moved)
-        np.abs(b, out=size[:n])
-        before = 1.0
-        for threshold in CHANGED.values():
-            if threshold:
-                size[:n] *= a.dtype.type(threshold / before)
-                before = threshold
-            compared = size[:n] if threshold else a.dtype.type(0)
-            sums.append(np.count_nonzero(np.greater(moved, compared, out=above[:n])))
-        totals += sums
+    buffer, above = np.empty(_PIECE, now.dtype), np.empty(_PIECE, bool)
+    with np.errstate(all="ignore"):  # of weights that were 0
+        for i in range(0, now.size, _PIECE):
+            a, b = now[i : i + _PIECE], first[i : i + _PIECE]
+            moved, where = np.subtract(a, b, out=buffer[: a.size]), above[: a.size]
+            sums = [moved.dot(moved), a.dot(b)]
+            np.abs(np.divide(moved, b, out=moved), out=moved)
+            for threshold in CHANGED.values():
+                np.greater(moved, threshold, out=where) if threshold else np.not_equal(a, b, out=where)
+                sums.append(np.count_nonzero(where))
+            totals += sums
     return torch.from_numpy(totals)
 
 
