@@ -23,8 +23,7 @@ X, Y = torch.randn(16, 6), torch.randint(0, 3, (16,))
 
 def surroundings(folder: Path) -> dict[str, object]:
     """What the snippets take for granted: a model, its training, and trainers' parts."""
-    import lightning.pytorch as lightning
-    import transformers
+    lightning, transformers = pytest.importorskip("lightning.pytorch"), pytest.importorskip("transformers")
 
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

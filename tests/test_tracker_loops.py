@@ -153,6 +153,7 @@ class Own(nn.Module):
 
 
 def test_wrappers_are_known_by_their_class():
+    pytest.importorskip("lightning")
     from lightning.fabric.wrappers import _FabricModule
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
@@ -422,6 +423,7 @@ def test_effective_weights_of_parametrised_layers():
 
 
 def test_lora_updates_are_measured_against_the_weights_that_they_adapt():
+    pytest.importorskip("peft")
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(net(), LoraConfig(r=2, lora_alpha=4, target_modules=["0", "2"]))

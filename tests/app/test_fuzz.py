@@ -113,6 +113,7 @@ def state() -> checkpoint.State:
 
 
 @often(200, 600)
+@pytest.mark.filterwarnings("ignore:no tracked weight has moved")
 def test_a_checkpoint_is_gone_on_from_or_refused(count, tmp_path):
     """In the errors that make a run move it aside."""
     file, begun = tmp_path / checkpoint.FILE, state()
