@@ -49,10 +49,10 @@ def frame(rows: Sequence[Row], columns: Sequence[str]) -> pd.DataFrame:
 def to_state(rows: Sequence[Row], layers: Sequence[str], columns: Sequence[str]) -> dict[str, Tensor]:
     """The rows as tensors by name; `RWCTracker.state_dict` says which."""
     known = names(rows, layers)
-    numbers = [[row.layers.get(name, (0, 0)) for name in known] for row in rows]
-    layout = torch.tensor(numbers, dtype=torch.int64, device="cpu").reshape(len(rows), len(known), 2)
     state = {f"history.{name}": values for name, values in tensors(rows, known, columns).items()}
-    state |= {"history.depth": layout[..., 0].clone(), "history.size": layout[..., 1].clone()}
+    for i, what in enumerate(("depth", "size")):
+        numbers = [[row.layers.get(name, (0, 0))[i] for name in known] for row in rows]
+        state[f"history.{what}"] = torch.tensor(numbers, dtype=torch.int64, device="cpu").reshape(len(rows), len(known))
     state["history.step"] = torch.tensor([row.step for row in rows], dtype=torch.int64, device="cpu")
     state["layers"] = torch.tensor(list(json.dumps(known).encode()), dtype=torch.uint8, device="cpu")
     return state

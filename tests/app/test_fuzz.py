@@ -8,6 +8,7 @@ import os
 from pathlib import PurePosixPath
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from safetensors import SafetensorError
