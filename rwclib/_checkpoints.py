@@ -79,12 +79,12 @@ def _file_in(folder: Path) -> Path:
     files = sorted(file for file in folder.iterdir() if file.name.endswith(".index.json"))
     files = files or sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if len(files) != 1:
-        found = (
+        holds = (
             f"several checkpoints ({', '.join(file.name for file in files[:4])}{', ...' * (len(files) > 4)})"
             if files
             else "no checkpoint"
         )
-        raise DataError(f"the folder {folder} holds {found} and no index of shards; name a file")
+        raise DataError(f"the folder {folder} holds {holds} and no index of shards; name a file")
     return files[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -150,13 +151,13 @@ def _pairs(a: Checkpoint, b: Checkpoint, wanted: Sequence[str] | None) -> list[_
     tensors = [pair for pair in pairs if any(entry and len(entry.shape) > 1 for entry in (pair.before, pair.after))]
     chosen = set()
     for pattern in ["*"] if wanted is None else wanted:
-        found = [pair.name for pair in pairs if pair.name == pattern]
-        found += [pair.name for pair in tensors if fnmatchcase(pair.name, pattern)]
-        if not found:
+        matching = [pair.name for pair in pairs if pair.name == pattern]
+        matching += [pair.name for pair in tensors if fnmatchcase(pair.name, pattern)]
+        if not matching:
             raise ConfigError(
                 f"no weight tensor matches {pattern!r}; among them is {pairs[0].name if pairs else 'none'}"
             )
-        chosen.update(found)
+        chosen.update(matching)
     return [pair for pair in pairs if pair.name in chosen]
 
 
@@ -186,17 +187,17 @@ def _words(pairs: list[_Pair]) -> dict[str, str]:
 
 def _numbers(pairs: list[_Pair]) -> dict[str, float]:
     """Size, metrics and shares of the one vector that these tensors make together; NaN if none can be compared."""
-    compared = [_sums(pair) for pair in pairs if pair.comparable]
+    compared = [_sums(pair) for pair in pairs if pair.comparable and math.prod(pair.after.shape)]
     size = int(sum(sums["size"] for sums, _, _ in compared))
     if not size:
         return {"size": 0} | dict.fromkeys([*METRICS, *CHANGED], float("nan"))
     total = {name: sum(sums[name] for sums, _, _ in compared) for name in compared[0][0]}
     total["median_change"] = _median([sample for _, sample, _ in compared], [every for _, _, every in compared])
     sums = SimpleNamespace(**{name: torch.tensor([value], dtype=torch.float64) for name, value in total.items()})
-    found = {name: value.item() for name, value in metrics.formulas(sums).items()}
+    measured = {name: value.item() for name, value in metrics.formulas(sums).items()}
     unknown = 0 * (total["change_l1"] + total["l1"] + total["previous_l1"])  # NaN where a weight is not finite
     shares = {name: total[f"moved_{threshold}"] / size + unknown for name, threshold in CHANGED.items()}
-    return {"size": size} | found | shares
+    return {"size": size} | measured | shares
 
 
 def _sums(pair: _Pair) -> tuple[dict[str, float], np.ndarray, int]:

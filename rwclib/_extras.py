@@ -17,7 +17,7 @@ START = ("l2_start", "cosine_start", *CHANGED)
 NEURONS = ("row_rwc_10%", "row_rwc_50%", "row_rwc_90%", "rows_unmoved")
 LORA = "lora_ratio"
 _LORA_LAYER = "peft.tuners.lora.layer.LoraLayer"
-_PIECE = 32_768
+_PIECE = 131_072
 
 
 def since_start(current: Sequence[Tensor], start: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -31,7 +31,8 @@ def since_start(current: Sequence[Tensor], start: Sequence[Tensor]) -> dict[str,
         parts.append((sums, nothing.to(sums)))
     sums = to_host([row for row, _ in _sharding.all_reduce(current, parts)], 2 + len(CHANGED))
     sizes = torch.tensor([w.numel() for w in current], dtype=torch.float64, device="cpu")
-    return {"start_squares": sums[0], "start_dot": sums[1]} | dict(zip(CHANGED, sums[2:] / sizes, strict=True))
+    shares = sums[2:] / sizes + 0 * sums[0]  # NaN where a weight is not finite
+    return {"start_squares": sums[0], "start_dot": sums[1]} | dict(zip(CHANGED, shares, strict=True))
 
 
 def _on_device(w: Tensor, s: Tensor) -> Tensor:
@@ -50,11 +51,9 @@ def _on_cpu(w: Tensor, s: Tensor) -> Tensor:
         for i in range(0, now.size, _PIECE):
             a, b = now[i : i + _PIECE], first[i : i + _PIECE]
             moved, where = np.subtract(a, b, out=buffer[: a.size]), above[: a.size]
-            sums = [moved.dot(moved), a.dot(b)]
+            sums = [moved.dot(moved), a.dot(b), np.count_nonzero(np.not_equal(moved, 0, out=where))]
             np.abs(np.divide(moved, b, out=moved), out=moved)
-            for threshold in CHANGED.values():
-                np.greater(moved, threshold, out=where) if threshold else np.not_equal(a, b, out=where)
-                sums.append(np.count_nonzero(where))
+            sums += [np.count_nonzero(np.greater(moved, share, out=where)) for share in CHANGED.values() if share]
             totals += sums
     return torch.from_numpy(totals)
 
@@ -67,7 +66,7 @@ def neuron_changes(current: Sequence[Tensor], previous: Sequence[Tensor]) -> dic
     rows = []
     for w, p in zip(current, previous, strict=True):
         dtype = precision(w, p)
-        w, p = w.to(dtype).flatten(1), p.to(dtype).flatten(1)
+        w, p = (tensor.to(dtype).reshape(tensor.shape[:1].numel(), -1) for tensor in (w, p))  # of a vector each element
         moved, size = (w - p).abs().sum(1), p.abs().sum(1)
         ratio = (moved / size).masked_fill(size == 0, torch.nan)
         quantiles = torch.nanquantile(ratio, torch.tensor([0.1, 0.5, 0.9], dtype=ratio.dtype, device=ratio.device))
@@ -85,7 +84,9 @@ def lora_ratios(model: nn.Module) -> dict[str, tuple[int, float]]:
         active = [name for name in getattr(module, "active_adapters", ()) if name in getattr(module, "lora_A", ())]
         if _LORA_LAYER not in classes(module) or not active:
             continue
-        base = module.get_base_layer().weight
+        base = getattr(module.get_base_layer(), "weight", None)
+        if base is None:  # an attention module, whose adapted weights are several
+            continue
         a = torch.cat([module.lora_A[name].weight.detach().flatten(1).float() for name in active])
         scaled = [module.scaling[name] * module.lora_B[name].weight.detach().flatten(1).float() for name in active]
         b = torch.cat(scaled, 1)

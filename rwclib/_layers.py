@@ -34,12 +34,16 @@ def classes(module: nn.Module) -> set[str]:
     return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
 
 
-def modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module with its name followed by a dot, in network order, wrappers left out."""
+def modules(module: nn.Module, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, with its name followed by a dot, in network order, wrappers left out."""
+    seen = set() if seen is None else seen
+    if id(module) in seen:
+        return
+    seen.add(id(module))
     kinds = classes(module)
     inner = next((_INNER[kind] for kind in kinds if kind in _INNER), None)
     if inner:
-        yield from modules(getattr(module, inner), prefix)
+        yield from modules(getattr(module, inner), prefix, seen)
         return
     if _FSDP1 in kinds:
         raise ConfigError(
@@ -47,7 +51,7 @@ def modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
         )
     yield prefix, module
     for name, child in module.named_children():
-        yield from modules(child, f"{prefix}{name}.")
+        yield from modules(child, f"{prefix}{name}.", seen)
 
 
 def weights(model: nn.Module, effective: bool = False) -> dict[str, Tensor]:
@@ -58,7 +62,9 @@ def weights(model: nn.Module, effective: bool = False) -> dict[str, Tensor]:
             seen |= {id(parameter) for parameter in module.parameters()}
         elif effective and parametrize.is_parametrized(module):
             with _still(module.parametrizations):
-                named |= {f"{prefix}{name}": getattr(module, name) for name in module.parametrizations}
+                for name, parametrization in module.parametrizations.items():
+                    trains = any(parameter.requires_grad for parameter in parametrization.parameters())
+                    named[f"{prefix}{name}"] = getattr(module, name).detach().requires_grad_(trains)
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -125,13 +131,25 @@ def weight_tensors(model: nn.Module, layers: LayerFilter = None) -> dict[str, nn
     Raises:
         ConfigError: nothing is left, a pattern matches nothing, or a layer cannot be read (the sentence says why).
     """
+    check_filter(layers)
     named = weights(model)
     chosen = {name: tensor for name, tensor in named.items() if wanted(name, tensor, layers)}
     check_choice(chosen, layers)
     return chosen
 
 
+def check_filter(layers: LayerFilter) -> None:
+    """`ConfigError` if `layers` is nothing that `weight_tensors` takes."""
+    patterns = [layers] if isinstance(layers, str) or layers is None or callable(layers) else layers
+    listed = isinstance(patterns, Sequence) and len(patterns) > 0
+    if not listed or (patterns is layers and not all(isinstance(pattern, str) for pattern in patterns)):
+        raise ConfigError(
+            f"layers must be None, 'trainable', a glob, a list of globs and names or a predicate, not {layers!r}"
+        )
+
+
 def check_choice(chosen: Mapping[str, Tensor], layers: LayerFilter) -> None:
+    """`ConfigError` if no layer is left, or a pattern matches none."""
     patterns = [] if layers is None or callable(layers) else [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns if len(patterns) > 1 else []:
         if not any(wanted(name, tensor, [pattern]) for name, tensor in chosen.items()):

@@ -17,8 +17,8 @@ def block(name: str) -> str:
     `layer4.1.conv1.weight` is in `layer4`, `transformer.h.3.attn.c_attn.weight` in `transformer.h.3`, `fc.weight` in `fc`.
     The parameter's own name does not count (`rnn.weight_ih_l0` is in `rnn`) unless it is a number alone, or all there is.
     """
-    found = _BLOCK.match(name)
-    return found[0] if found else name.rpartition(".")[0] or name
+    leading = _BLOCK.match(name)
+    return leading[0] if leading else name.rpartition(".")[0] or name
 
 
 def agree(a: Iterable[str], b: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -29,13 +29,13 @@ def agree(a: Iterable[str], b: Iterable[str]) -> tuple[dict[str, str], dict[str,
         taken off one side if it is the only one that makes so many names agree, and they are at least half of a side.
     """
     plain_a, plain_b = ({name: name for name in side} for side in (a, b))
-    best, most = (plain_a, plain_b), _common(plain_a, plain_b)
+    renamed, most = (plain_a, plain_b), _common(plain_a, plain_b)
     for x in (plain_a, _unwrapped(plain_a)):
         for y in (plain_b, _unwrapped(plain_b)):
             for pair in ((x, y), (_without_prefix(x, y), y), (x, _without_prefix(y, x))):
                 if _common(*pair) > most:
-                    best, most = pair, _common(*pair)
-    return best
+                    renamed, most = pair, _common(*pair)
+    return renamed
 
 
 def _common(a: dict[str, str], b: dict[str, str]) -> int:

@@ -34,9 +34,6 @@ class Reference:
             _take(self._weights, source)
         self._renew_norms()
 
-    def __len__(self) -> int:
-        return len(self._weights)
-
     def _device(self, weight: Tensor) -> torch.device:
         return torch.device(self._offload) if self._offload else weight.device
 
@@ -77,7 +74,8 @@ class Reference:
         norms = tuple(norm[rows] for norm in self._norms)
         for kept in (self._weights, self._start) if self._start else (self._weights,):
             kept |= {name: _sharding.like(w, kept[name], self._device(w)) for name, w in weights.items()}
-        groups = [[name] for name in names] if self._offload else [names]  # one tensor at a time on the host
+        one_by_one = self._offload and names  # one tensor at a time on the host
+        groups = [[name] for name in names] if one_by_one else [names]
         parts, extras = [], []
         for group in groups:
             now = [weights[name].to(self._device(weights[name])) for name in group]

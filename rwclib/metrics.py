@@ -22,11 +22,8 @@ from rwclib import _sharding
 
 MEDIAN_SAMPLE = 4096
 _CHUNK = 131_072
-CHANGED = {
-    "changed": 0,
-    "changed_0.1%": 0.001,
-    "changed_1%": 0.01,
-}  # share of weights that moved by more than that share
+# Shares of weights, by the part of their magnitude that they moved by more than.
+CHANGED = {"changed": 0, "changed_0.1%": 0.001, "changed_1%": 0.01}
 # Over the elements of a layer, w now and p before: sums of |w - p|, (w - p)^2, |w - p| / |p|, |w|, w^2, w p, |p|, p^2.
 _SUMS = ("change_l1", "change_squares", "relative_change", "l1", "squares", "dot", "previous_l1", "previous_squares")
 
@@ -54,6 +51,14 @@ class Metric:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
+def _rwc(sums: SimpleNamespace) -> Tensor:
+    return sums.change_l1 / sums.previous_l1 + sums.undefined
+
+
+def _l2_ratio(sums: SimpleNamespace) -> Tensor:
+    return sums.change_squares.sqrt() / sums.previous_l2 + sums.undefined
+
+
 def _elementwise(sums: SimpleNamespace) -> Tensor:
     return sums.relative_change / sums.size + sums.undefined
 
@@ -65,10 +70,10 @@ def _cosine(sums: SimpleNamespace) -> Tensor:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("rwc", "relative weight change, Eq. 1", "ratio", lambda sums: sums.change_l1 / sums.previous_l1),
+        Metric("rwc", "relative weight change, Eq. 1", "ratio", _rwc),
         Metric("rwc_elementwise", "elementwise mean change", "ratio", _elementwise),
         Metric("rwc_median", "elementwise median change", "ratio", lambda sums: sums.median_change + sums.undefined),
-        Metric("l2_ratio", "L2 relative change", "ratio", lambda sums: sums.change_squares.sqrt() / sums.previous_l2),
+        Metric("l2_ratio", "L2 relative change", "ratio", _l2_ratio),
         Metric("cosine", "cosine to the step before", "", _cosine),
         Metric("l1_norm", "L1 norm", "", lambda sums: sums.l1),
         Metric("l2_norm", "L2 norm", "", lambda sums: sums.squares.sqrt()),
@@ -120,17 +125,10 @@ def l2_norm(weights: Tensor) -> float:
 
 
 def _one(name: str, current: Tensor, previous: Tensor) -> float:
-    current, previous = (
-        torch.as_tensor(current, device=_device(current)),
-        torch.as_tensor(previous, device=_device(previous)),
-    )
+    current, previous = (w if isinstance(w, Tensor) else torch.as_tensor(w, device="cpu") for w in (current, previous))
     if current.shape != previous.shape:
         raise ValueError(f"snapshots differ in shape: {tuple(current.shape)} and {tuple(previous.shape)}")
     return measure([current], [previous])[name].item()
-
-
-def _device(weights: object) -> torch.device | str:
-    return weights.device if isinstance(weights, Tensor) else "cpu"  # whatever the default device is
 
 
 def measure(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rwclib import _history, _layers, _sharding
 from rwclib._extras import LORA, NEURONS, START, by_group, lora_ratios
@@ -30,9 +31,9 @@ class RWCTracker:
     """Relative weight change of every layer between successive calls of `step()`.
 
     A layer is a parameter tensor with more than one dimension. No hooks are used: weights are looked up by name at each
-    step, so the tracker survives `torch.compile`, wrappers, `model.to(...)` and in-place changes. Which layers there are
-    is decided once; where the model's structure changes, rows of layers that are gone end, those of new layers begin, and
-    a warning names them. Arithmetic is in float32 (float64 weights: float64; complex weights: moduli).
+    step, so the tracker survives `torch.compile`, wrappers, `model.to(...)` and in-place changes. Whether a
+    weight is a layer is decided once; where the model's structure changes, rows of layers that are gone end, those of new
+    layers begin, and a warning names them. Arithmetic is in float32 (float64 weights: float64; complex weights: moduli).
 
     Under `DistributedDataParallel` rank 0 alone tracks, without communication; on the other ranks the tracker holds no
     weights, and its steps and tables are empty. Of a model that `fully_shard` (FSDP2) has sharded every rank keeps and
@@ -87,9 +88,10 @@ class RWCTracker:
         for option, number in (("every", every), ("keep", 1 if keep is None else keep)):
             if not isinstance(number, int) or number < 1:
                 raise ConfigError(f"{option} must be a whole number of at least 1, not {number!r}")
-        self._model, self._filter, self._offload, self._effective = model, layers, offload, effective
+        _layers.check_filter(layers)
+        self._model, self._filter, self._effective = model, layers, effective
         self._every, self._keep, self._neurons = every, keep, neurons
-        self._chosen: dict[str, bool] = {}
+        self._chosen: dict[tuple, bool] = {}
         self._calls, self._still, self._warned = 0, 0, set()
         self._history: list[_history.Row] = []
         self._sums: SimpleNamespace | None = None
@@ -119,11 +121,14 @@ class RWCTracker:
 
     def _weights(self) -> dict[str, Tensor]:
         _sharding.reshard(self._model)
-        weights = _layers.weights(self._model, self._effective)
-        for name, weight in weights.items():
-            if name not in self._chosen:
-                self._chosen[name] = _layers.wanted(name, weight, self._filter)
-        return {name: weight.detach() for name, weight in weights.items() if self._chosen[name]}
+        chosen = {}
+        for name, weight in _layers.weights(self._model, self._effective).items():
+            kind = name, None if is_lazy(weight) else (weight.dim(), weight.numel() > 0)
+            if kind not in self._chosen:
+                self._chosen[kind] = _layers.wanted(name, weight, self._filter)
+            if self._chosen[kind]:
+                chosen[name] = weight.detach()
+        return chosen
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -219,7 +224,9 @@ class RWCTracker:
     def scalars(
         self, prefix: str = "rwc", by: str | Callable[[str], str] = "layer", metric: str = "rwc", most: int = 20
     ) -> dict[str, float]:
-        """The last step as a flat dict for a logger: `metric` by `<prefix>/<layer or block>`; empty before the first step.
+        """The last step as a flat dict for a logger: `metric` by `<prefix>/<layer or block>`, NaN left out.
+
+        Empty before the first step, and by block after `load_state_dict`, until the next.
 
         Args:
             by: `"layer"`; `"block"` (`layer4`, `transformer.h.3`: the name up to its first number); or a function from a
@@ -239,10 +246,8 @@ class RWCTracker:
                 f"unknown by {by!r}; known: layer, block, or a function from a layer's name to its group's"
             )
         if by == "layer" and self._history:
-            row = self._history[-1]
-            return {
-                f"{prefix}/{name}": value for name, value in zip(row.layers, row.values[metric].tolist(), strict=True)
-            }
+            values = self.last().set_index("layer")[metric].dropna()
+            return {f"{prefix}/{name}": value for name, value in values.items()}
         if self._sums is None or not self._history:
             return {}
         totals = by_group(self._sums, (block if by == "block" else by), most if by == "block" else None)
@@ -289,4 +294,5 @@ class RWCTracker:
         self._reference.check(state)
         history = _history.from_state(state, self._names, self._columns)
         self._reference.load(state)
-        self._history, self._calls, self._sums, self._still = history, int(state.get("calls", len(history))), None, 0
+        kept = history[-self._keep :] if self._keep else history
+        self._history, self._calls, self._sums, self._still = kept, int(state.get("calls", len(history))), None, 0

@@ -9,9 +9,8 @@ from fnmatch import fnmatchcase
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from rwclib import _sharding
+from rwclib import _layers, _sharding
 from rwclib.errors import ConfigError, RwcError
 
 FINDINGS = {  # what can be wrong with a tensor
@@ -76,7 +75,7 @@ class TrainingCheck:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, must_train: str | None) -> None:
         self._model, self._optimizer, self._table, self.steps = model, optimizer, None, 0
-        self._parameters = _named_parameters(model)
+        self._parameters = _layers.weights(model)
         self._required = [name for name in self._parameters if fnmatchcase(name, must_train or "")]
         if not self._parameters or (must_train and not self._required):
             raise ConfigError(f"the model has no parameters{f' that match {must_train!r}' if must_train else ''}")
@@ -164,9 +163,9 @@ class TrainingCheck:
     def raise_if_bad(self) -> None:
         """`RwcError` that names the tensors that are not as they should be, and what is wrong; nothing if there are none."""
         groups = self.bad.groupby("finding", sort=False)["tensor"]
-        found = [f"{_some(names)}: {FINDINGS[finding]}" for finding, names in groups]
-        if found:
-            raise RwcError(f"{self._verdict()}: {'; '.join(found)}")
+        sentences = [f"{_some(names)}: {FINDINGS[finding]}" for finding, names in groups]
+        if sentences:
+            raise RwcError(f"{self._verdict()}: {'; '.join(sentences)}")
 
     def _verdict(self) -> str:
         steps = f"{self.steps} optimizer step{'' if self.steps == 1 else 's'}"
@@ -190,23 +189,6 @@ class TrainingCheck:
 
 def _some(names: pd.Series) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-
-
-def _named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By name, without the names that wrappers (and only they) add; tied ones once."""
-    starts = [
-        f"{path}." if path else ""
-        for path, module in model.named_modules()
-        if isinstance(module, DataParallel | DistributedDataParallel)
-        or type(module).__name__ == "OptimizedModule"  # torch.compile's, whose import takes seconds
-    ]
-    named = {}
-    for name, parameter in model.named_parameters():
-        for start in reversed(starts):  # the innermost first
-            if name.startswith(start):
-                name = start + name.removeprefix(start).partition(".")[2]
-        named[name] = parameter
-    return named
 
 
 def _elements(tensor: Tensor) -> Tensor:

@@ -233,3 +233,9 @@ def test_a_list_is_a_history_like_the_trackers(tmp_path):
     assert len(plotting.layer_lines(table).axes[0].lines) == 3
     with pytest.raises(ConfigError, match="from checkpoint 1 to 2 not in both alike: 1.0.weight \\(only in b\\), 2"):
         compare([{"0.weight": torch.ones(20, 3, 3, 3)}, model])
+
+
+def test_an_empty_tensor_in_a_block_counts_for_nothing():
+    before = {"h.0.empty": torch.ones(0, 3), "h.0.weight": torch.ones(2, 3)}
+    after = {"h.0.empty": torch.ones(0, 3), "h.0.weight": 1.5 * torch.ones(2, 3)}
+    assert compare(before, after, by="block")["rwc"].item() == pytest.approx(0.5)

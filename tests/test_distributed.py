@@ -139,10 +139,11 @@ def ddp_other_ranks_are_inert() -> None:
         assert list(tracker.table().columns) == list(plain.table().columns)
         assert len(tracker.table()) == 0
         assert not tracker.plot().axes[0].lines
-        assert not any(key.startswith("reference.") for key in tracker.state_dict())
+        names = ["layers", "calls", *(f"history.{name}" for name in (*METRICS, "step", "depth", "size"))]
+        assert sorted(tracker.state_dict()) == sorted(names)
         tracker.load_state_dict(plain.state_dict())  # what rank 0 has saved
         tracker.load_state_dict(tracker.state_dict())
-        assert not tracker._reference
+        assert tracker._reference.state() == {}
 
 
 def fsdp_equals_one_process() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from contextlib import nullcontext
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -462,3 +463,80 @@ def test_an_option_that_makes_no_sense_is_one_sentence(option):
     with pytest.raises(Exception, match=next(iter(option)) + "|checkpoint") as error:
         RWCTracker(net(), **option)
     assert "\n" not in str(error.value)
+
+
+def test_trainable_layers_may_be_parametrised_and_shared():
+    shared = parametrizations.weight_norm(nn.Linear(4, 4))
+    model = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared), "c": nn.Linear(4, 3)})
+    assert RWCTracker(model, "trainable", effective=True).layers == ["a.0.weight", "c.weight"]
+    shared.requires_grad_(False)
+    assert RWCTracker(model, "trainable", effective=True).layers == ["c.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:no tracked weight has moved")
+def test_a_module_of_other_dimensions_in_the_place_of_one_begins_or_ends_a_layer():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    tracker = RWCTracker(model, neurons=True)
+    for other, layers in (
+        (nn.Linear(4, 2), ["0.weight", "1.weight"]),
+        (nn.LayerNorm(4), ["0.weight"]),
+        (nn.Linear(4, 2), ["0.weight", "1.weight"]),
+        (nn.Linear(4, 2).requires_grad_(False), ["0.weight", "1.weight"]),
+    ):
+        model[1] = other
+        grow(model, 0.1)
+        with pytest.warns(RuntimeWarning, match=r"1\.weight") if layers != tracker.layers else nullcontext():
+            tracker.step()
+        assert tracker.layers == layers
+    model[1].weight = nn.Parameter(torch.empty(0, 4))
+    with pytest.warns(RuntimeWarning, match=r"gone: 1\.weight"):
+        tracker.step()
+
+
+@pytest.mark.parametrize("offload", [None, "cpu"])
+def test_all_layers_may_be_new_at_once(offload):
+    model = nn.Sequential(nn.Linear(4, 4))
+    tracker = RWCTracker(model, offload=offload, start=True, neurons=True)
+    model[0] = nn.Linear(4, 6)
+    with pytest.warns(RuntimeWarning, match=r"0\.weight"):
+        assert tracker.step() == {}
+    grow(model, 0.5)
+    assert tracker.step() == pytest.approx({"0.weight": 0.5})
+
+
+def test_of_a_vector_every_element_is_a_row():
+    model = nn.Linear(4, 4)
+    tracker = RWCTracker(model, ["weight", "bias"], neurons=True)
+    with torch.no_grad():
+        model.bias[:2] *= 1.5
+    tracker.step()
+    assert tracker.last().set_index("layer").loc["bias", "rows_unmoved"] == 0.5
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_no_comparison_with_a_weight_that_is_not_finite_has_a_number(bad, memory_format):
+    model = nn.Conv2d(4, 4, 3).to(memory_format=memory_format)
+    tracker = RWCTracker(model, start=True)
+    with torch.no_grad():
+        model.weight[0, 0] = bad
+    tracker.step()
+    row = tracker.last().iloc[0]
+    assert row[[name for name in row.index if name.startswith(("rwc", "cosine", "changed"))]].isna().all()
+    assert not np.isfinite(row[["l2_ratio", "l2_start"]].astype(float)).any()
+
+
+def test_a_bounded_history_is_bounded_when_loaded_too():
+    model = net()
+    whole, bounded = RWCTracker(model), RWCTracker(model, keep=2)
+    for _ in range(5):
+        grow(model, 0.1)
+        whole.step()
+    bounded.load_state_dict(whole.state_dict())
+    assert bounded.table()["step"].unique().tolist() == [4, 5]
+
+
+@pytest.mark.parametrize("layers", [3, [], [3], {"0.weight": 1}])
+def test_layers_of_no_known_form_are_one_sentence(layers):
+    with pytest.raises(ConfigError, match="layers must be None, 'trainable', a glob"):
+        RWCTracker(net(), layers)
