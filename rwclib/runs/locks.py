@@ -14,6 +14,7 @@ from filelock import SoftFileLease, Timeout
 from rwclib.errors import ArchiveError, RunLockedError
 
 LEASE = 60.0  # seconds without a sign of life after which another process may take over
+BIRTH = 2.0  # seconds in which a process has written its name into the file that it has made
 
 
 @contextmanager
@@ -25,6 +26,7 @@ def hold(path: Path) -> Iterator[SoftFileLease]:
         ArchiveError: the folder cannot be written.
     """
     lease = _lease(path)
+    _remove_nameless(path)
     frozen = path.exists() and owner(path) is None  # or killed: then nothing is waited for
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +41,16 @@ def hold(path: Path) -> Iterator[SoftFileLease]:
     finally:
         with suppress(OSError):  # the folder cannot be written any more
             lease.release()
+
+
+def _remove_nameless(path: Path) -> None:
+    """Remove a lock file that stays empty: its process was killed as it began, and filelock never takes such a file over."""
+    deadline = time.monotonic() + BIRTH
+    with suppress(OSError):  # gone, or in a folder that cannot be written
+        while path.stat().st_size == 0:
+            if time.monotonic() > deadline:
+                path.unlink()
+            time.sleep(0.05)
 
 
 def is_held(lease: SoftFileLease) -> bool:

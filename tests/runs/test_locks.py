@@ -87,6 +87,16 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, holder):
     assert time.monotonic() - began < locks.LEASE / 2
 
 
+def test_the_lock_of_a_process_that_was_killed_before_it_wrote_its_name_is_taken_over(tmp_path):
+    path = tmp_path / "run.lock"
+    path.touch()
+    began = time.monotonic()
+    with locks.hold(path) as lease:
+        assert locks.is_held(lease)
+    assert time.monotonic() - began < locks.LEASE / 2
+    assert not path.exists()
+
+
 def test_a_frozen_process_is_replaced_after_its_lease_and_learns_of_it(tmp_path, holder, monkeypatch):
     monkeypatch.setattr(locks, "LEASE", 2.0)
     process = holder(2.0)

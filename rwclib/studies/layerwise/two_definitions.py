@@ -40,7 +40,8 @@ def simulate(
         for _ in range(draws):
             before = rng.standard_normal(size)
             after = before + change * rng.standard_normal(size)
-            values.append(metrics.measure([torch.from_numpy(after)], [torch.from_numpy(before)]))
+            after, before = (torch.from_numpy(weights).float() for weights in (after, before))  # as networks have them
+            values.append(metrics.measure([after], [before]))
         for name, measure in MEASURES.items():
             p10, median, p90 = np.quantile([row[name].item() for row in values], [0.1, 0.5, 0.9])
             rows.append({"size": size, "measure": measure, "draws": draws, "median": median, "p10": p10, "p90": p90})
