@@ -54,28 +54,33 @@ class Equilibrium:
 
         Needs no white noise, only that the norm has settled: then 2 w·Δ = −|Δ|², and the gradient adds nothing to w·Δ.
         """
-        return self.change(1)
+        return float(self.change(1))
 
-    def cosine(self, steps: int) -> float:
-        """Expected w_t·w_s / |w_s|² after so many steps; e^{−nκ} times a constant once n is well above 1/(1−α)."""
-        shape = linalg.solve_discrete_lyapunov(np.array(self.system), np.outer(self.noise, self.noise))
-        return float((np.linalg.matrix_power(np.array(self.system), steps) @ shape)[0, 0] / shape[0, 0])
+    def cosine(self, steps: int, growth: ArrayLike = 1.0) -> np.ndarray:
+        """Expected w_t·w_s / |w_s|² after so many steps: near e^{−nκ}, above it while momentum goes on with earlier steps.
 
-    def change(self, steps: int, growth: ArrayLike = 1.0) -> float | np.ndarray:
+        In equilibrium v·w follows from the stationary covariance; where norms only decay, from M's slowest eigenvector. Between
+        and beyond them it is linear in the norms' rate of growth, ln ρ / (nκ): 0 in the one, −1 in the other.
+        """
+        system = np.array(self.system)
+        shape = linalg.solve_discrete_lyapunov(system, np.outer(self.noise, self.noise))
+        settled = (np.linalg.matrix_power(system, steps) @ shape)[0, 0] / shape[0, 0]
+        decaying = max(abs(np.linalg.eigvals(system))) ** steps
+        return settled + np.log(growth) / (steps * self.kappa) * (settled - decaying)
+
+    def change(self, steps: int, growth: ArrayLike = 1.0) -> np.ndarray:
         """L2 ratio |w_t − w_s| / |w_s| over so many steps; in equilibrium, `growth` 1, near sqrt(2(1−e^{−nκ})).
 
-        |w_t − w_s|² = |w_t|² + |w_s|² − 2 w_t·w_s, hence l2² = ρ² − 1 + 2(1 − e^{−nκ}) with growth ρ = |w_t| / |w_s| at any time.
-        Momentum makes it less at n below some 10/(1−α): the exact cosine is used. NaN where ρ is below the cosine, which is no
-        walk of weights: the gradient is not orthogonal to them.
+        |w_t − w_s|² = |w_t|² + |w_s|² − 2 w_t·w_s, hence l2² = ρ² + 1 − 2 cosine, near ρ² − 1 + 2(1 − e^{−nκ}), at any time. For n
+        below some 10/(1−α) momentum makes it less than that; it is counted. NaN where ρ is below the cosine, which is no walk of
+        weights: the gradient is not orthogonal to them.
 
         Args:
             steps: n, at least 1.
-            growth: ρ (ratio), a number or an array.
+            growth: ρ = |w_t| / |w_s| (ratio), a number or an array.
         """
-        cosine, growth = self.cosine(steps), np.asarray(growth, dtype=float)
-        squared = growth**2 - 1 + 2 * (1 - cosine)
-        change = np.sqrt(np.where(growth >= cosine, squared, np.nan))
-        return float(change) if change.ndim == 0 else change
+        cosine, growth = self.cosine(steps, growth), np.asarray(growth)
+        return np.sqrt(np.where(growth > cosine - 1e-9, growth**2 + 1 - 2 * cosine, np.nan))[()]
 
 
 def sgd(
@@ -183,14 +188,14 @@ def elementwise_median(
 
 
 def scale_invariant(
-    model: nn.Module, inputs: object, layers: _layers.LayerFilter = None, tolerance: float = 0.1
+    model: nn.Module, inputs: object, layers: _layers.LayerFilter = None, tolerance: float = 0.05
 ) -> dict[str, bool]:
     """Which layers a normalisation follows, so that the length of their weights does not matter: found by trying.
 
     Each weight tensor is doubled and, for comparison, disturbed by noise of its own length; invariant is a layer whose
     doubling moves the outputs by less than `tolerance` times what the noise does (not 0: norms add their eps). Runs in training
-    mode: statistics are the batch's. Random numbers, so dropout, are the same in every pass; parameters that are all 0 get
-    values. The model, its buffers, its mode and the random state stay as they are. Two passes per layer.
+    mode: statistics are the batch's. Random numbers, so dropout, are the same in every pass. So that chance sizes do not
+    count, vectors and what is all 0 are tried with noise of 0.5 added. The model, its buffers, its mode and the random state stay as they are. Two passes per layer.
 
     Args:
         model: in training mode with norms frozen in evaluation mode, those stay frozen; in evaluation mode all of it is tried
@@ -217,7 +222,9 @@ def scale_invariant(
         return torch.randn(like.shape, generator=generator).to(like)
 
     names = {id(tensor): name for name, tensor in inner.named_parameters()}
-    values = {n: p.detach() if p.any() else 0.5 * noise(p) for n, p in inner.named_parameters()}
+    values = {
+        n: p.detach() if p.dim() > 1 and p.any() else p.detach() + noise(p) / 2 for n, p in inner.named_parameters()
+    }
     found = {}
     with _as_it_was(inner), torch.no_grad():
         plain = _outputs(inner, values, inputs)
