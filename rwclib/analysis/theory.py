@@ -37,8 +37,8 @@ class Equilibrium:
     Attributes:
         kappa: part of its direction that the layer forgets per step, once momentum is spent: ηλ/(1−α) for SGD (with dampening
             τ: η(1−τ)λ/(1−α)), ηλ for AdamW.
-        relaxation: steps in which the distance of the norm from its equilibrium falls by e: 1/(4κ) for SGD, whose steps
-            shrink as the norm grows; 1/(2κ) for AdamW, whose steps do not.
+        relaxation: steps in which the norm's distance from its equilibrium falls by e: 1/(4κ) for SGD, whose steps shrink as the
+            norm grows; 1/(2κ) for AdamW, whose steps do not (if that is well above 1/(1−β2), the memory of its gradients' sizes).
         system: M, (2, 2) as nested tuples.
         noise: b.
     """
@@ -113,13 +113,9 @@ def adamw(lr: float, weight_decay: float, beta1: float = 0.9) -> Equilibrium:
 
 def _equilibrium(decay: float, kappa: float, power: int, system: tuple, noise: tuple) -> Equilibrium:
     if not decay:
-        raise ConfigError(
-            "no equilibrium without weight decay and a learning rate: norms grow and relative changes fall"
-        )
+        raise ConfigError("no equilibrium without weight decay and learning rate: norms grow, relative changes fall")
     if max(abs(np.linalg.eigvals(np.array(system)))) >= 1:
-        raise ConfigError(
-            f"no equilibrium: learning rate times weight decay is {decay:g}, so that weights do not settle"
-        )
+        raise ConfigError(f"no equilibrium: learning rate times weight decay is {decay:g}, and weights do not settle")
     return Equilibrium(kappa, 1 / (power * kappa), system, noise)
 
 
@@ -135,16 +131,12 @@ def equilibrium(optimizer: str, settings: Mapping[str, object]) -> Equilibrium:
     """
     known = {**_DEFAULTS, **settings}
     lr, decay = float(known["lr"]), float(known["weight_decay"])
-    if optimizer == "adam" and known.get("decoupled_weight_decay"):
-        optimizer = "adamw"
     if optimizer == "sgd":
         return sgd(lr, decay, float(known["momentum"]), float(known["dampening"]), bool(known["nesterov"]))
-    if optimizer == "adamw" or (optimizer == "adam" and not lr * decay):
+    if optimizer == "adamw" or (optimizer == "adam" and (known.get("decoupled_weight_decay") or not lr * decay)):
         return adamw(lr, decay, float(known["betas"][0]))
     if optimizer == "adam":
-        raise ConfigError(
-            "Adam with an L2 penalty settles where the gradients' sizes put it, which its settings do not tell"
-        )
+        raise ConfigError("Adam with an L2 penalty settles where the gradients' sizes put it, which no setting tells")
     raise ConfigError(f"no equilibrium is known for optimizer {optimizer}; known: SGD, AdamW")
 
 
@@ -192,16 +184,15 @@ def scale_invariant(
 ) -> dict[str, bool]:
     """Which layers a normalisation follows, so that the length of their weights does not matter: found by trying.
 
-    Each weight tensor is doubled and, for comparison, disturbed by noise of its own length; invariant is a layer whose
-    doubling moves the outputs by less than `tolerance` times what the noise does (not 0: norms add their eps). Runs in training
-    mode: statistics are the batch's. Random numbers, so dropout, are the same in every pass. So that chance sizes do not
-    count, vectors and what is all 0 are tried with noise of 0.5 added. The model, its buffers, its mode and the random state stay as they are. Two passes per layer.
+    Each weight tensor is doubled, and for comparison disturbed by noise of its own length: invariant is a layer whose doubling
+    moves the outputs by less than `tolerance` times what the noise does (not 0: norms add their eps). All in training mode, with
+    the batch's statistics and the same random numbers, so dropout, in every pass; vectors, and what is all 0, with noise of
+    0.5 added, so that their present sizes do not count. The model, its mode and the random state stay as they are.
 
     Args:
-        model: in training mode with norms frozen in evaluation mode, those stay frozen; in evaluation mode all of it is tried
-            in training mode.
+        model: in training mode with norms frozen in evaluation mode, those stay frozen; in evaluation mode none is.
         inputs: of `model(inputs)`, or a tuple of positional or a mapping of keyword arguments; without labels, several examples.
-        layers: as in `rwclib.tracker.weight_tensors`.
+        layers: as in `rwclib.tracker.weight_tensors`; each costs two passes.
         tolerance: ratio.
 
     Returns:
@@ -212,19 +203,15 @@ def scale_invariant(
     """
     chosen = _layers.weight_tensors(model, layers)
     if any(map(_sharding.is_sharded, chosen.values())):
-        raise ConfigError(
-            "scale invariance is found from whole weights, not those that fully_shard has spread over ranks"
-        )
-    inner = next(_layers.modules(model))[1]
-    generator = torch.Generator().manual_seed(0)
+        raise ConfigError("scale invariance is found from whole weights, not those that fully_shard has spread")
+    inner, generator = next(_layers.modules(model))[1], torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
 
-    names = {id(tensor): name for name, tensor in inner.named_parameters()}
-    values = {
-        n: p.detach() if p.dim() > 1 and p.any() else p.detach() + noise(p) / 2 for n, p in inner.named_parameters()
-    }
+    values = {name: p.detach() for name, p in inner.named_parameters()}
+    values |= {name: p + noise(p) / 2 for name, p in values.items() if p.dim() < 2 or not p.any()}
+    names = {id(p): name for name, p in inner.named_parameters()}
     found = {}
     with _as_it_was(inner), torch.no_grad():
         plain = _outputs(inner, values, inputs)
@@ -304,24 +291,20 @@ def expected(
     kind = next((short for known, short in kinds.items() if isinstance(optimizer, known)), type(optimizer).__name__)
     rows = []
     for name in names:
-        change, reason = math.nan, ""
-        try:
-            change = _checked(weights.get(name), invariant.get(name), kind, groups).change(steps)
-        except ConfigError as error:
-            reason = str(error)
+        change, weight = math.nan, weights.get(name)
+        if weight is None:
+            reason = "computed by a parametrisation, no parameter of its own"
+        elif not invariant.get(name):
+            known = "not scale-invariant: no normalisation undoes the length of its weights"
+            reason = known if name in invariant else "not known whether it is scale-invariant"
+        elif not weight.requires_grad:
+            reason = "frozen: it does not require gradients"
+        elif id(weight) not in groups:
+            reason = "not among the optimizer's parameters"
+        else:
+            try:
+                change, reason = equilibrium(kind, groups[id(weight)]).change(steps), ""
+            except ConfigError as error:
+                reason = str(error)
         rows.append((name, change, change, reason))
     return pd.DataFrame(rows, columns=["layer", "rwc", "l2_ratio", "reason"])
-
-
-def _checked(weight: Tensor | None, invariant: bool | None, kind: str, groups: Mapping[int, Mapping]) -> Equilibrium:
-    reasons = {
-        "computed by a parametrisation, no parameter of its own": weight is None,
-        "not known whether it is scale-invariant": invariant is None,
-        "not scale-invariant: no normalisation undoes the length of its weights": not invariant,
-        "frozen: it does not require gradients": weight is not None and not weight.requires_grad,
-        "not among the optimizer's parameters": id(weight) not in groups,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ConfigError(reason)
-    return equilibrium(kind, groups[id(weight)])

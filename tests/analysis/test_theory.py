@@ -21,7 +21,7 @@ WALKS = {
     "momentum": ("sgd", SGDM),
     "dampening": ("sgd", {**SGDM, "dampening": 0.5}),
     "nesterov": ("sgd", {**SGDM, "nesterov": True}),
-    "adamw": ("adamw", {"lr": 0.01, "weight_decay": 0.5, "betas": (0.8, 0.99)}),
+    "adamw": ("adamw", {"lr": 0.01, "weight_decay": 0.5, "betas": (0.8, 0.95)}),
 }
 
 
@@ -74,7 +74,7 @@ def test_at_any_time_by_the_growth_of_the_norms(walk, factor):
     for steps in (10, 60):
         end, gone = walk.run(steps - gone), steps
         growth = float(end.norm() / start.norm())
-        assert (growth > 1.03) == (factor < 1), "norms move back"
+        assert (growth > 1) == (factor < 1), "norms move back"
         assert rms(end - start, start) == pytest.approx(walk.theory.change(steps, growth), rel=0.06), steps
 
 
@@ -82,7 +82,7 @@ def test_norms_relax(walk):
     power = 2 if isinstance(walk.optimizer, torch.optim.AdamW) else 4  # these powers relax as exponentials
 
     def size() -> float:
-        return float(walk.w.norm(dim=1).square().mean() ** (power / 2))
+        return float(walk.w.detach().norm(dim=1).square().mean() ** (power / 2))
 
     settled = np.mean([walk.run(5).norm(dim=1).square().mean() ** (power / 2) for _ in range(20)])
     walk.w.data *= 2
