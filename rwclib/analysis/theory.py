@@ -23,24 +23,20 @@ from torch.utils import _pytree
 from rwclib import _layers, _sharding
 from rwclib.errors import ConfigError
 
-_DEFAULTS = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "betas": (0.9, 0.999)}  # torch.optim's
-
 
 @dataclass(frozen=True)
 class Equilibrium:
     """How a scale-invariant layer moves under an optimizer, in expectation; ratios are L2 ratios.
 
-    The weights w and the momentum v obey (w, v) <- M (w, v) + noise (b0, b1), where the gradient's noise is orthogonal to w and,
-    which is the assumption that real training violates, white: one step's does not remember another's. So the inner
-    products of w and v with each other follow from M and b alone, at any number of steps.
+    Weights w and momentum v obey (w, v) <- M (w, v) + gradient (b0, b1), where the gradient is orthogonal to w and, an assumption
+    that real training violates, white: no step's remembers another's. So M and b alone give the inner products of w and v.
 
     Attributes:
         kappa: part of its direction that the layer forgets per step, once momentum is spent: ηλ/(1−α) for SGD (with dampening
             τ: η(1−τ)λ/(1−α)), ηλ for AdamW.
         relaxation: steps in which the norm's distance from its equilibrium falls by e: 1/(4κ) for SGD, whose steps shrink as the
             norm grows; 1/(2κ) for AdamW, whose steps do not (if that is well above 1/(1−β2), the memory of its gradients' sizes).
-        system: M, (2, 2) as nested tuples.
-        noise: b.
+        system, noise: M, nested tuples (2, 2), and b.
     """
 
     kappa: float
@@ -89,9 +85,7 @@ def sgd(
     """Equilibrium of `torch.optim.SGD`; dampening τ only scales the learning rate by 1−τ, Nesterov's form changes M and b.
 
     v <- α v + (1−τ)(g + λ w), then w <- w − η v, or w <- w − η (g + λ w + α v) with Nesterov. M below is for ηv in place of v.
-
-    Raises:
-        ConfigError: no weight decay or learning rate, or so much that weights do not settle.
+    `ConfigError` without weight decay or learning rate, or with so much that weights do not settle.
     """
     decay = lr * weight_decay * (1 - dampening if momentum else 1)  # torch dampens with momentum alone
     reach, again = (1 + momentum, momentum**2) if nesterov else (1.0, momentum)
@@ -103,9 +97,7 @@ def adamw(lr: float, weight_decay: float, beta1: float = 0.9) -> Equilibrium:
     """Equilibrium of `torch.optim.AdamW`: w <- (1−ηλ) w − η u, where u averages normalised gradients, u <- β1 u + (1−β1) g.
 
     That the gradient stays orthogonal to w when Adam divides it by its own sizes is an approximation (arXiv 2305.17212).
-
-    Raises:
-        ConfigError: no weight decay or learning rate, or so much that weights do not settle.
+    `ConfigError` as for `sgd`.
     """
     decay = lr * weight_decay
     return _equilibrium(decay, decay, 2, ((1 - decay, -beta1), (0.0, beta1)), (-1.0, 1.0))
@@ -129,7 +121,7 @@ def equilibrium(optimizer: str, settings: Mapping[str, object]) -> Equilibrium:
     Raises:
         ConfigError: there is none, or none known; the sentence says why.
     """
-    known = {**_DEFAULTS, **settings}
+    known = {"momentum": 0, "dampening": 0, "nesterov": False, "betas": (0.9, 0.999), **settings}
     lr, decay = float(known["lr"]), float(known["weight_decay"])
     if optimizer == "sgd":
         return sgd(lr, decay, float(known["momentum"]), float(known["dampening"]), bool(known["nesterov"]))
@@ -140,9 +132,7 @@ def equilibrium(optimizer: str, settings: Mapping[str, object]) -> Equilibrium:
     raise ConfigError(f"no equilibrium is known for optimizer {optimizer}; known: SGD, AdamW")
 
 
-def elementwise_mean(
-    size: ArrayLike, l2: ArrayLike = 1.0, zeros: ArrayLike = 0.0, quantile: ArrayLike = 0.5
-) -> np.ndarray | float:
+def elementwise_mean(size: ArrayLike, l2: ArrayLike = 1, zeros: ArrayLike = 0, quantile: ArrayLike = 0.5) -> np.ndarray:
     """A quantile over layers of the mean of |Δ|/|w| (ratio) of N weights; at 0.5 close to l2 (0.845 + (2/π) ln N).
 
     For Gaussian w and Δ, independent, |Δ|/|w| is half-Cauchy with scale l2 and has no mean. From its transform near 0,
@@ -162,8 +152,8 @@ def elementwise_mean(
 
 
 def elementwise_median(
-    size: ArrayLike, l2: ArrayLike = 1.0, zeros: ArrayLike = 0.0, quantile: ArrayLike = 0.5
-) -> np.ndarray | float:
+    size: ArrayLike, l2: ArrayLike = 1, zeros: ArrayLike = 0, quantile: ArrayLike = 0.5
+) -> np.ndarray:
     """A quantile over layers of the median of |Δ|/|w| (ratio) over N weights: l2 at 0.5, give or take π/(2 sqrt N) l2.
 
     A share z of zeros leaves scale l2/sqrt(1−z), and of the others the part q = (0.5−z)/(1−z) below the median: tan(πq/2) times
@@ -246,20 +236,18 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 def _outputs(model: nn.Module, values: Mapping[str, Tensor], inputs: object) -> Tensor:
     """All floating-point outputs as one vector, of these parameters and copies of the buffers."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    positional, keywords = inputs if isinstance(inputs, tuple) else (inputs,), {}
-    if isinstance(inputs, Mapping):
-        positional, keywords = (), inputs
+    named = isinstance(inputs, Mapping)
+    positional = () if named else inputs if isinstance(inputs, tuple) else (inputs,)
     torch.manual_seed(0)
     try:
-        result = torch.func.functional_call(model, {**values, **buffers}, positional, keywords)
+        result = torch.func.functional_call(model, {**values, **buffers}, positional, inputs if named else {})
     except Exception as error:  # whatever a model raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"the model does not run on these inputs, give a batch without labels: {reason}") from error
     leaves = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    vector = torch.cat([leaf.float().flatten() for leaf in leaves]) if leaves else torch.full((), torch.nan)
-    if not vector.isfinite().all():
+    if not leaves or not all(leaf.isfinite().all() for leaf in leaves):
         raise ConfigError("the model gives no finite outputs on these inputs")
-    return vector
+    return torch.cat([leaf.float().flatten() for leaf in leaves])
 
 
 def expected(
