@@ -112,14 +112,11 @@ def _equilibrium(decay: float, kappa: float, power: int, system: tuple, noise: t
 
 
 def equilibrium(optimizer: str, settings: Mapping[str, object]) -> Equilibrium:
-    """Equilibrium by an optimizer's name, `sgd`, `adamw` or `adam`, and its settings by the names that torch.optim has.
+    """Equilibrium by an optimizer's name, `sgd`, `adamw` or `adam`, and torch's names of its settings; or `ConfigError`: why not.
 
     Args:
         settings: `lr` and `weight_decay`, and where they differ from torch's defaults momentum, dampening, nesterov, betas: an
             optimizer's parameter group, or `RunConfig.to_dict()`. Others are ignored; learning rate: the present one.
-
-    Raises:
-        ConfigError: there is none, or none known; the sentence says why.
     """
     known = {"momentum": 0, "dampening": 0, "nesterov": False, "betas": (0.9, 0.999), **settings}
     lr, decay = float(known["lr"]), float(known["weight_decay"])
@@ -148,7 +145,7 @@ def elementwise_mean(size: ArrayLike, l2: ArrayLike = 1, zeros: ArrayLike = 0, q
     """
     moving = 1 - np.asarray(zeros, dtype=float)
     location = 2 / np.pi * (np.log(np.asarray(size) * moving) + 1 - np.euler_gamma)
-    return np.asarray(l2) * np.sqrt(moving) * (location + stats.landau.ppf(quantile))
+    return l2 * np.sqrt(moving) * (location + stats.landau.ppf(quantile))
 
 
 def elementwise_median(
@@ -157,16 +154,14 @@ def elementwise_median(
     """A quantile over layers of the median of |Δ|/|w| (ratio) over N weights: l2 at 0.5, give or take π/(2 sqrt N) l2.
 
     A share z of zeros leaves scale l2/sqrt(1−z), and of the others the part q = (0.5−z)/(1−z) below the median: tan(πq/2) times
-    that; 0 from z = 0.5 on. The spread is the normal one of a sample quantile, sqrt(q(1−q)/N(1−z)) over the density.
-
-    Args:
-        As in `elementwise_mean`; `size` at most 4,096 for `rwc_median`, which looks at so many.
+    that; 0 from z = 0.5 on. The spread is the normal one of a sample quantile, sqrt(q(1−q)/N(1−z)) over the density. Arguments
+    as for `elementwise_mean`; `size` at most 4,096 for `rwc_median`, which looks at so many.
     """
     moving = 1 - np.asarray(zeros, dtype=float)
     part = np.maximum(0.5 - np.asarray(zeros), 0) / moving
     middle = np.tan(np.pi / 2 * part)
     spread = np.pi / 2 * (1 + middle**2) * np.sqrt(part * (1 - part) / (np.asarray(size) * moving))
-    return np.asarray(l2) / np.sqrt(moving) * (middle + spread * stats.norm.ppf(quantile))
+    return l2 / np.sqrt(moving) * (middle + spread * stats.norm.ppf(quantile))
 
 
 def scale_invariant(
@@ -186,7 +181,7 @@ def scale_invariant(
         tolerance: ratio.
 
     Returns:
-        By layer name; False also where the outputs do not depend on the layer.
+        By layer name; False also where nothing depends on the layer.
 
     Raises:
         ConfigError: the model does not run on the inputs, gives no finite outputs, is sharded, or `layers` leaves none.
@@ -282,9 +277,10 @@ def expected(
         change, weight = math.nan, weights.get(name)
         if weight is None:
             reason = "computed by a parametrisation, no parameter of its own"
-        elif not invariant.get(name):
-            known = "not scale-invariant: no normalisation undoes the length of its weights"
-            reason = known if name in invariant else "not known whether it is scale-invariant"
+        elif name not in invariant:
+            reason = "not known whether it is scale-invariant"
+        elif not invariant[name]:
+            reason = "not scale-invariant: no normalisation undoes the length of its weights"
         elif not weight.requires_grad:
             reason = "frozen: it does not require gradients"
         elif id(weight) not in groups:
