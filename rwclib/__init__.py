@@ -16,6 +16,7 @@ _HOMES = {  # the module of each public name; where it is not that module itself
     "check": "training_check:check", "compare": "_compare:compare", "errors": "errors", "metrics": "metrics",
     "claims": "analysis.claims", "clustering": "analysis.clustering", "features": "analysis.features",
     "perturbation": "analysis.perturbation", "plotting": "analysis.plotting", "scorecard": "analysis.scorecard", "softness": "analysis.softness",
+    "theory": "analysis.theory",
     "archive": "runs.archive", "data": "runs.data", "models": "runs.models", "training": "runs.training",
     "recheck": "sweeps.recheck", "sweep": "sweeps.sweep", "studies": "studies",
 }  # fmt: skip

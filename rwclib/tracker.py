@@ -95,6 +95,7 @@ class RWCTracker:
         self._calls, self._still, self._warned = 0, 0, set()
         self._history: list[_history.Row] = []
         self._sums: SimpleNamespace | None = None
+        self._expected: pd.DataFrame | None = None
         self._columns = [
             *METRICS,
             *(START if start else ()),
@@ -256,14 +257,35 @@ class RWCTracker:
             for name, value in zip(totals.names, formulas(totals)[metric].tolist(), strict=True)
         }
 
-    def plot(self, metric: str = "rwc") -> Figure:
+    def expected(
+        self, optimizer: torch.optim.Optimizer, steps: int, inputs: object = None, invariant: Mapping[str, bool] | None = None
+    ) -> pd.DataFrame:  # fmt: skip
+        """What theory expects of a row of so many optimizer steps, once norms have settled, at the present learning rate.
+
+        Weights and changes share a distribution's shape, so `rwc` is the L2 ratio. `rwclib.theory.expected` says more.
+
+        Args:
+            inputs: a batch as `theory.scale_invariant` takes it; or give `invariant`, what that function returned.
+
+        Returns:
+            layer, rwc, l2_ratio (NaN where theory is silent), and reason (why; empty where there is a number).
+        """
+        from rwclib.analysis import theory
+
+        self._expected = theory.expected(self._model, self._names, optimizer, steps, inputs, invariant)
+        return self._expected
+
+    def plot(self, metric: str = "rwc", expected: pd.DataFrame | bool | None = None) -> Figure:
         """One line per layer, coloured by depth: `metric` (a name of `METRICS`) against the step.
 
-        The matplotlib figure shows itself at the end of a notebook cell; in a script use its `show` or `savefig`.
+        `expected`: a table of that method to draw dashed, or True for its last. The matplotlib figure shows itself at the
+        end of a notebook cell; in a script use its `show` or `savefig`.
         """
         from rwclib.analysis.plotting import layer_lines
 
-        return layer_lines(self.table(), metric)
+        if expected is True and self._expected is None:
+            raise ConfigError("plot(expected=True) draws what expected(...) gave last; call that first")
+        return layer_lines(self.table(), metric, self._expected if expected is True else expected)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors only: the layers' names, the history, and `reference.<layer>` for every layer; save it before the next step.

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib import figure as mpl_figure
 
 from rwclib import _places
+from rwclib.errors import ConfigError
 from rwclib.metrics import METRICS
 
 STYLE = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
@@ -105,16 +106,19 @@ def write_out(axis: mpl.axis.Axis) -> None:
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
-def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
+def layer_lines(table: pd.DataFrame, metric: str = "rwc", expected: pd.DataFrame | None = None) -> Figure:
     """One line per layer, `metric` against the step, coloured from the first layer to the last; logarithmic over a decade or more.
 
     Args:
         table: columns step, layer, depth and `metric`, as `RWCTracker.table()` gives it.
+        expected: drawn dashed: columns layer and `metric`, as `RWCTracker.expected()` gives it.
     """
     import seaborn as sns
 
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    if isinstance(expected, pd.DataFrame) and metric not in expected:
+        raise ConfigError(f"the theory expects rwc and l2_ratio, not {metric}; plot those, or without expected")
     layers = unique(table["layer"])
     finite = table[metric].where(np.isfinite(table[metric]))
     with frame(size=(7, 3.8), alt=f"{METRICS[metric].axis} of {len(layers)} layers against the step") as (
@@ -131,6 +135,10 @@ def layer_lines(table: pd.DataFrame, metric: str = "rwc") -> Figure:
         elif layers:
             scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(1, len(layers)), "viridis")
             figure.colorbar(scale, ax=axes).set_label("depth of the layer (1 = nearest the input)")
+        if isinstance(expected, pd.DataFrame):  # after the legend, which has one entry per line so far
+            values = expected.set_index("layer")[metric].reindex(layers)
+            for value, color in zip(values, colors, strict=True):
+                axes.axhline(value, color=color, ls="--", lw=1)
         axes.set(xlabel="step", ylabel=METRICS[metric].axis)
         if 0 < 10 * finite.min() <= finite.max():
             axes.set_yscale("log")
