@@ -72,7 +72,7 @@ def open_checkpoint(source: object) -> Checkpoint:
 
 def _file_in(folder: Path) -> Path:
     """The index or checkpoint of a folder, as `save_pretrained` names them, else the only one there."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
+    for stem in ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin"):
         for name in (f"{stem}.index.json", stem):
             if (folder / name).exists():
                 return folder / name

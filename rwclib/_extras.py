@@ -81,11 +81,14 @@ def lora_ratios(model: nn.Module) -> dict[str, tuple[int, float]]:
     """
     ratios = {}
     for prefix, module in modules(model):
-        active = [name for name in getattr(module, "active_adapters", ()) if name in getattr(module, "lora_A", ())]
-        if _LORA_LAYER not in classes(module) or not active:
+        if _LORA_LAYER not in classes(module):
             continue
-        base = getattr(module.get_base_layer(), "weight", None)
-        if base is None:  # an attention module, whose adapted weights are several
+        active = [name for name in module.active_adapters if name in module.lora_A]
+        if not active:
+            continue
+        layer = module.get_base_layer()
+        base = layer.in_proj_weight if isinstance(layer, nn.MultiheadAttention) else layer.weight
+        if base is None:  # an attention module whose queries, keys and values differ in size
             continue
         a = torch.cat([module.lora_A[name].weight.detach().flatten(1).float() for name in active])
         scaled = [module.scaling[name] * module.lora_B[name].weight.detach().flatten(1).float() for name in active]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,14 @@ class Row:
 def names(rows: Sequence[Row], layers: Sequence[str]) -> list[str]:
     """All layers of the rows in the order in which they came, and then `layers`."""
     return list(dict.fromkeys([*(name for row in rows for name in row.layers), *layers]))
+
+
+def step_number(at: int | None, calls: int) -> int:
+    """The number of a row: the caller's own, else that of the call; `ConfigError` if it is no whole number."""
+    try:
+        return calls if at is None else operator.index(at)
+    except TypeError:
+        raise ConfigError(f"step(at=) takes the number of the step, a whole number, not {at!r}") from None
 
 
 def tensors(rows: Sequence[Row], known: Sequence[str], columns: Sequence[str]) -> dict[str, Tensor]:

@@ -169,7 +169,7 @@ class RWCTracker:
         unknown = torch.full_like(values["rwc"], torch.nan)
         values = {column: values.get(column, unknown) for column in self._columns}
         depths = {name: (depth, weights[name].numel()) for depth, name in enumerate(self._names, 1)}
-        row = _history.Row(self._calls if at is None else at, {name: depths[name] for name in measured}, values)
+        row = _history.Row(_history.step_number(at, self._calls), {name: depths[name] for name in measured}, values)
         if self._effective:
             for name, (size, ratio) in lora_ratios(self._model).items():
                 row.layers[name] = len(self._names) + len(row.layers) - len(measured) + 1, size
@@ -193,7 +193,7 @@ class RWCTracker:
         """Warn once of layers without a norm, and once of a model that does not move."""
         zero = [name for name, l1 in zip(self._sums.names, self._sums.before[0].tolist(), strict=True) if l1 == 0]
         if zero:
-            self._warn("zero", f"relative weight change is NaN for {', '.join(zero)}: all weights were zero")
+            self._warn("zero", f"relative weight change is NaN for {_layers.some(zero)}: all weights were zero")
         self._still = self._still + 1 if len(rwc) and bool((rwc == 0).all()) else 0
         if self._still > 1 or (self._still and _layers.has_gradients(self._model, weights)):
             self._warn(

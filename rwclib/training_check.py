@@ -173,7 +173,8 @@ class TrainingCheck:
             return f"after {steps} {len(self.bad)} of {len(self.table)} tensors are not as they should be"
         trained = self.table.query("trainable")
         moved = f"{(trained['moved'] > 0).sum()} of {len(trained)} trainable tensors moved in {steps}"
-        return f"{moved}; frozen: {len(self.table) - len(trained)}"
+        frozen = self.table.query("not trainable")["tensor"]
+        return f"{moved}; frozen: {_some(frozen) or 'none'}"
 
     def __str__(self) -> str:
         """The verdict, then a row per finding and tensor."""
