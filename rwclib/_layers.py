@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from rwclib import _sharding
 from rwclib.errors import ConfigError
 
+NAMED = 5  # layers that one sentence names
+
 LayerFilter = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 _INNER = {  # where a wrapper, by its class, keeps the model
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -164,3 +166,8 @@ def has_gradients(model: nn.Module, names: Iterable[str]) -> bool:
     named = weights(model)
     gradients = [named[name].grad for name in names if name in named and named[name].is_leaf]
     return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of these names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -24,7 +24,6 @@ FINDINGS = {  # what can be wrong with a tensor
     "did not move": "did not move",
 }
 _LOST = 0.1  # updates are lost where fewer of the elements that had a gradient moved
-_NAMED = 5  # tensors with one finding that are named
 
 
 @contextmanager
@@ -163,7 +162,7 @@ class TrainingCheck:
     def raise_if_bad(self) -> None:
         """`RwcError` that names the tensors that are not as they should be, and what is wrong; nothing if there are none."""
         groups = self.bad.groupby("finding", sort=False)["tensor"]
-        sentences = [f"{_some(names)}: {FINDINGS[finding]}" for finding, names in groups]
+        sentences = [f"{_layers.some(names)}: {FINDINGS[finding]}" for finding, names in groups]
         if sentences:
             raise RwcError(f"{self._verdict()}: {'; '.join(sentences)}")
 
@@ -174,7 +173,7 @@ class TrainingCheck:
         trained = self.table.query("trainable")
         moved = f"{(trained['moved'] > 0).sum()} of {len(trained)} trainable tensors moved in {steps}"
         frozen = self.table.query("not trainable")["tensor"]
-        return f"{moved}; frozen: {_some(frozen) or 'none'}"
+        return f"{moved}; frozen: {_layers.some(frozen) or 'none'}"
 
     def __str__(self) -> str:
         """The verdict, then a row per finding and tensor."""
@@ -182,14 +181,10 @@ class TrainingCheck:
         lines = [f"{verdict[0].upper()}{verdict[1:]}."]
         for finding, rows in self.bad.groupby("finding", sort=False):
             lines.append(f"{FINDINGS[finding]}:")
-            shown = rows[["tensor", "size", "dtype", "moved", "gradient_steps"]].head(_NAMED)
+            shown = rows[["tensor", "size", "dtype", "moved", "gradient_steps"]].head(_layers.NAMED)
             lines.append(shown.to_string(index=False, formatters={"moved": "{:.1%}".format}))
-            lines += [f"and {len(rows) - _NAMED} more"] * (len(rows) > _NAMED)
+            lines += [f"and {len(rows) - _layers.NAMED} more"] * (len(rows) > _layers.NAMED)
         return "\n".join(lines)
-
-
-def _some(names: pd.Series) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _elements(tensor: Tensor) -> Tensor:

@@ -189,8 +189,8 @@ def test_reproduce_retrains_study_4_at_smoke(tmp_path):
 
 
 @pytest.mark.long
-def test_reproduce_runs_the_notebook_that_trains_no_studys_runs(tmp_path):
-    retrain(tmp_path, ("00",))
+def test_reproduce_runs_the_notebooks_that_train_no_studys_runs(tmp_path):
+    retrain(tmp_path, ("00", "12"))
 
 
 @pytest.mark.parametrize("number", ["01", "02", "03", "05", "06", "08", "09", "10", "11"])
