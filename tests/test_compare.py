@@ -239,3 +239,11 @@ def test_an_empty_tensor_in_a_block_counts_for_nothing():
     before = {"h.0.empty": torch.ones(0, 3), "h.0.weight": torch.ones(2, 3)}
     after = {"h.0.empty": torch.ones(0, 3), "h.0.weight": 1.5 * torch.ones(2, 3)}
     assert compare(before, after, by="block")["rwc"].item() == pytest.approx(0.5)
+
+
+def test_the_folder_of_an_adapter_gives_its_weights(tmp_path):
+    """As PEFT and the Trainer write it: the optimizer's state and a tracker's lie beside them."""
+    for name in ("adapter_model.safetensors", "rwc.safetensors"):
+        save_file({"lora_A.weight": torch.ones(2, 3)}, tmp_path / name)
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    assert compare(tmp_path, {"lora_A.weight": 2 * torch.ones(2, 3)})["rwc"].tolist() == [1.0]

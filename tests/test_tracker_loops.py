@@ -445,6 +445,44 @@ def test_lora_updates_are_measured_against_the_weights_that_they_adapt():
     assert row["lora_ratio"] == pytest.approx((update.norm() / layer.base_layer.weight.norm()).item())
 
 
+def test_lora_is_measured_in_transformers_models_and_in_attention_modules():
+    """`active_adapters` is a method of the former; the latter pack queries, keys and values in one weight."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    plain = LlamaForCausalLM(LlamaConfig(**sizes))
+    RWCTracker(plain, effective=True).step()
+    options = {"r": 2, "init_lora_weights": False}
+    model = get_peft_model(plain, LoraConfig(target_modules=["q_proj"], **options))
+    tracker = RWCTracker(model, "*lora_A*", effective=True)
+    tracker.step()
+    assert tracker.last().dropna(subset="lora_ratio")["layer"].str.split(".").str[-1].tolist() == ["q_proj"]
+
+    attention = nn.Sequential(nn.MultiheadAttention(8, 2))
+    model = get_peft_model(attention, LoraConfig(target_modules=["0"], **options))
+    tracker = RWCTracker(model, "*lora_A*", effective=True)
+    tracker.step()
+    layer = model.base_model.model[0]
+    update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    right = (update.norm() / layer.base_layer.in_proj_weight.norm()).item()
+    assert tracker.last()["lora_ratio"].dropna().iloc[0] == pytest.approx(right)
+
+
+def test_a_step_number_is_a_whole_number():
+    tracker = RWCTracker(net())
+    tracker.step(at=np.int64(7))
+    assert tracker.last()["step"].unique() == [7]
+    with pytest.raises(ConfigError, match=r"step\(at=\) takes the number of the step, a whole number, not 'a'"):
+        tracker.step(at="a")
+
+
 def test_neurons_are_the_rows_own_changes():
     model = nn.Linear(6, 11, bias=False)
     tracker = RWCTracker(model, neurons=True)
