@@ -445,6 +445,7 @@ def test_lora_updates_are_measured_against_the_weights_that_they_adapt():
     assert row["lora_ratio"] == pytest.approx((update.norm() / layer.base_layer.weight.norm()).item())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 def test_lora_is_measured_in_transformers_models_and_in_attention_modules():
     """`active_adapters` is a method of the former; the latter pack queries, keys and values in one weight."""
     from peft import LoraConfig, get_peft_model
@@ -479,6 +480,7 @@ def test_a_step_number_is_a_whole_number():
     tracker = RWCTracker(net())
     tracker.step(at=np.int64(7))
     assert tracker.last()["step"].unique() == [7]
+    tracker = RWCTracker(net())
     with pytest.raises(ConfigError, match=r"step\(at=\) takes the number of the step, a whole number, not 'a'"):
         tracker.step(at="a")
 
