@@ -1,4 +1,4 @@
-"""RunConfig: everything that decides a run's numbers, its canonical JSON and its 12-digit hash; the four profiles."""
+"""RunConfig: everything that decides a run's numbers, its canonical JSON and its 12-digit hash; the five profiles."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ PROFILES = {
     "smoke": "seconds, to see that everything runs",
     "quick": "minutes on two CPU cores",
     "reduced": "hours on two CPU cores",
+    "narrow": "the published settings, networks a quarter as wide; a day or more on two CPU cores",
     "paper": "the published settings; needs a GPU",
 }
 

@@ -74,10 +74,19 @@ class ImageSet:
     note: str
 
     def subset(self, n_train: int | None, n_test: int | None) -> ImageSet:
-        """A fixed random subset (the same for every seed of a run); `ConfigError` if there are fewer images."""
+        """A fixed random subset (the same for every seed of a run); all images where the count is None.
+
+        Raises:
+            ConfigError: there are fewer images, or all are asked for of a copy that has fewer than the official set.
+        """
         arrays = {}
         for split, count in (("train", n_train), ("test", n_test)):
             x, y = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
+            whole = getattr(get(self.name), f"n_{split}")
+            if count is None and len(x) < whole:
+                raise ConfigError(
+                    f"this copy of {self.name} has {len(x):,} of {whole:,} {split} images: give n_{split}, at most {len(x)}"
+                )
             if count is not None and count > len(x):
                 raise ConfigError(f"n_{split} is {count}, but {self.name} has {len(x)} {split} images; ask for fewer")
             if count is not None:

@@ -21,7 +21,7 @@ def found():
     return dynamics.STUDY.tables(RESULTS, "quick")
 
 
-@pytest.mark.parametrize(("profile", "seeds"), list(zip(PROFILES, (1, 1, 2, 2), strict=True)))
+@pytest.mark.parametrize(("profile", "seeds"), list(zip(PROFILES, (1, 1, 2, 2, 2), strict=True)))
 def test_the_grid_is_54_trainings_and_108_retrainings_to_a_seed(profile, seeds):
     assert len(set(dynamics.grid(profile))) == 54 * seeds
     assert len(set(dynamics.retrainings(profile))) == 108 * seeds

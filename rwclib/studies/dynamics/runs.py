@@ -29,10 +29,11 @@ SIZES = {
     "smoke": {"width": 8, "n_train": 128, "n_test": 64, "epochs": 2, "seeds": SEEDS[:1]},
     "quick": {"width": 8, "n_train": 1024, "n_test": 256, "epochs": 20, "seeds": SEEDS[:1]},
     "reduced": {"width": 16, "n_train": 10_000, "n_test": 2000, "epochs": 20, "seeds": SEEDS},
+    "narrow": {"width": 16, "n_train": None, "n_test": None, "epochs": 20, "seeds": SEEDS, "precision": "bf16"},
     "paper": {"width": 64, "n_train": None, "n_test": None, "epochs": 20, "seeds": SEEDS, "precision": "bf16"},
 }
-RETRAINING = {"smoke": 1, "quick": 10, "reduced": 20, "paper": 20}  # epochs
-SNAPSHOT_EVERY = {"smoke": 1, "quick": 5, "reduced": 5, "paper": 5}
+RETRAINING = {"smoke": 1, "quick": 10, "reduced": 20, "narrow": 20, "paper": 20}  # epochs
+SNAPSHOT_EVERY = {"smoke": 1, "quick": 5, "reduced": 5, "narrow": 5, "paper": 5}
 
 
 def run_config(profile: str, model: str, dataset: str, init: str, optimizer: str, seed: int) -> RunConfig:

@@ -24,6 +24,7 @@ SIZES = {
     "smoke": {"sessions": {1: 2, 20: 2, 60: 2}, "n_train": 500, "n_test": 256},
     "quick": {"sessions": dict.fromkeys((1, 100, 400, 1000, 2000), 3), "n_train": None, "n_test": 1000},
     "reduced": {"sessions": DESIGN, "n_train": None, "n_test": 1000},
+    "narrow": {"sessions": {}, "n_train": None, "n_test": None},  # its network has one width
     "paper": {"sessions": dict.fromkeys(DESIGN, 10), "n_train": None, "n_test": None},
 }
 
