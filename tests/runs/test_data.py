@@ -374,6 +374,16 @@ def test_a_subset_is_of_different_images_with_their_own_labels():
     assert len(read.y_test) == n
 
 
+def test_a_copy_with_fewer_images_than_the_official_set_never_passes_for_the_whole():
+    x = np.zeros((20, 32, 32, 3), np.uint8)
+    part = data.ImageSet("svhn", x, np.arange(20), x, np.arange(20), "", "")
+    assert len(part.subset(15, 5).y_train) == 15
+    with pytest.raises(ConfigError, match="this copy of svhn has 20 of 73,257 train images: give n_train, at most 20"):
+        part.subset(None, 5)
+    with pytest.raises(ConfigError, match="give n_test"):
+        part.subset(15, None)
+
+
 def test_a_subset_of_everything_is_the_set_itself(sample):
     assert sample.subset(None, None).digest() == sample.subset(6000, 1000).digest() == sample.digest()
 
