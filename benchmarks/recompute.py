@@ -28,6 +28,11 @@ _PAPER = {"width": 64, "n_train": None, "n_test": None, "precision": "bf16"}  # 
 _REDUCED = {"width": 16, "n_train": 10_000, "n_test": 2000, "precision": "fp32"}
 _SESSION = {"width": 64, "n_train": None, "precision": "fp32"}
 _COLOUR = {"width": 32, "epochs": 60}
+_GREY = {
+    f"{model} {dataset}": {"epochs": 20}
+    for model in ("resnet18", "vgg19_bn", "alexnet")
+    for dataset in ("mnist", "fashion_mnist")
+}
 
 # Study, profile: the settings that its runs have (a tuple: one of these), and under the name of a network, of a network and
 # a data set, or of what is `retrained`, other ones for these. `sessions`: how many of so many iterations, seeds counted through.
@@ -35,12 +40,15 @@ PROFILES = {
     "layerwise": {
         "quick": {"width": 16, "n_train": 2048, "n_test": 256, "epochs": 8, "precision": "fp32", "seed": (0, 42)},
         "reduced": {**_REDUCED, "epochs": 30, "seed": (0, 42, 123), "alexnet cifar10": _COLOUR, "alexnet cifar100": _COLOUR},
-        "paper": {**_PAPER, "epochs": 150, "seed": (0, 42, 123, 1000, 1234)},
+        "narrow": {**_PAPER, **_GREY, "width": 16, "epochs": 150, "seed": (0, 42, 123, 1000, 1234)},
+        "paper": {**_PAPER, **_GREY, "epochs": 150, "seed": (0, 42, 123, 1000, 1234)},
     },
     "weightscale": {
         "quick": {"width": 8, "n_train": 2048, "n_test": 256, "epochs": 25, "image_size": 32, "precision": "fp32",
                   "seed": (0,), "resnet50": {"n_train": 1536}},
-        "reduced": {**_REDUCED, "epochs": 25, "image_size": 32, "seed": (0, 42)},
+        "reduced": {**_REDUCED, "epochs": 25, "image_size": 32, "seed": (0, 42)}
+        | {f"{model} svhn": {"n_train": 7500} for model in ("resnet34", "resnet50", "efficientnet_b4")},
+        "narrow": {**_PAPER, "width": 16, "epochs": 25, "image_size": 32, "seed": (0, 42), "efficientnet_b4": {"image_size": 224}},
         "paper": {**_PAPER, "epochs": 25, "image_size": 32, "seed": (0, 42), "efficientnet_b4": {"image_size": 224}},
     },
     "dynamics": {

@@ -136,7 +136,7 @@ def test_name_has_the_readable_fields_and_the_hash():
 def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ConfigError, match="papier") as error:
         check_profile("papier")
-    assert {"smoke", "quick", "reduced", "paper"} == set(PROFILES)
+    assert {"smoke", "quick", "reduced", "narrow", "paper"} == set(PROFILES)
     assert all(known in str(error.value) for known in PROFILES)
 
 

@@ -367,7 +367,7 @@ def test_a_subset_has_the_sizes_asked_for_and_is_always_the_same(sample):
 def test_a_subset_is_of_different_images_with_their_own_labels():
     n = 200
     x = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 8, 8, 1))
-    read = data.ImageSet("own", x, np.arange(n), x, np.arange(n), "", "").subset(50, None)
+    read = data.ImageSet("svhn", x, np.arange(n), x, np.arange(n), "", "").subset(50, n)
     assert len(set(read.y_train)) == 50
     assert read.x_train[:, 0, 0, 0].tolist() == read.y_train.tolist()
     assert read.y_train.max() > 100  # drawn from all, not the first ones

@@ -276,7 +276,7 @@ def test_the_archives_scorecard_has_every_claim_once_per_definition_and_profile_
         else:
             assert row.low <= row.effect <= row.high
             assert len(row.data) == len({dataset for _, dataset in needed})
-    assert set(table["profile"]) == {"reduced", "quick", "-"}
+    assert set(table["profile"]) == {"paper", "narrow", "reduced", "quick", "-"}
 
 
 def test_one_profile_can_be_asked_for(everything):

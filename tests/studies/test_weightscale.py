@@ -287,7 +287,8 @@ def test_an_empty_archive_gives_claims_not_run(tmp_path):
 
 
 def test_accuracies_stand_beside_the_published():
-    table = figures.accuracy_table(STUDY.tables().epochs).set_index(["model", "dataset"])
+    epochs = STUDY.tables().epochs
+    table = figures.accuracy_table(epochs[epochs["dataset"] != "svhn"]).set_index(["model", "dataset"])
     assert set(table.index) == set(itertools.product(NETWORKS, weightscale.DATASETS))
     assert table.loc[("resnet50", "svhn"), ["profile", "test_top1"]].tolist() == ["not run", "- (94.5)"]
 
