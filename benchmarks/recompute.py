@@ -94,6 +94,11 @@ GAPS = (  # |ln ratio| on the first data set less that on the second
     ("L2", "resnet18", "block4 / block3", "cifar100", "cifar10"),
     ("L9", "vgg19_bn", "late / middle", "cifar10", "cifar100"),
 )
+TEST_TOP1 = {  # study 1, section 4, percent
+    "resnet18": {"cifar10": 91.0, "cifar100": 64.0, "mnist": 99.0, "fashion_mnist": 92.0},
+    "vgg19_bn": {"cifar10": 90.5, "cifar100": 63.6, "mnist": 98.5, "fashion_mnist": 91.6},
+    "alexnet": {"cifar10": 81.0, "cifar100": 53.0, "mnist": 98.5, "fashion_mnist": 89.5},
+}
 STARTS = 300  # study 2: of k-means
 CELL = ["profile", "model", "dataset", "perturbation", "seed"]  # study 3: whole with 3 initialisations, 2 optimizers
 EARLY, LATE = 2000, 30_000
@@ -124,7 +129,7 @@ def fits(config: dict, settings: dict) -> bool:
 
 def read_runs(results: Path, study: str) -> pd.DataFrame:
     """Finished runs, once for each profile that they fit: the settings, `profile`, `folder`, `hash`, the training accuracy at
-    the end `top1`, and whether the network has `learned`."""
+    the end `top1`, that on the test images `test_top1`, and whether the network has `learned`."""
     rows = []
     for file in sorted((results / study).glob("*/run.json")):
         record = json.loads(file.read_text())
@@ -132,8 +137,14 @@ def read_runs(results: Path, study: str) -> pd.DataFrame:
         profiles = [name for name, settings in PROFILES[study].items() if fits(config, settings)]
         if record["status"] == "done" and profiles:
             guess = 100 / CLASSES[config["dataset"]]
-            top1 = pd.read_parquet(file.parent / "epochs.parquet").sort_values("epoch")["train_top1"].iloc[-1]
-            found = {"folder": file.parent, "hash": file.parent.name[-12:], "top1": top1}
+            last = pd.read_parquet(file.parent / "epochs.parquet").sort_values("epoch").iloc[-1]
+            top1 = last["train_top1"]
+            found = {
+                "folder": file.parent,
+                "hash": file.parent.name[-12:],
+                "top1": top1,
+                "test_top1": last["test_top1"],
+            }
             found["learned"] = (top1 - guess) / (100 - guess) >= 0.25
             rows += [{**config, **found, "profile": profile} for profile in profiles]
     return pd.DataFrame(rows)
@@ -192,6 +203,10 @@ def layerwise(runs: pd.DataFrame) -> list[tuple]:
         for definition, column in RWC_COLUMNS.items():
             found = layerwise_ratios(log_medians(layers, column))
             rows += [(claim, definition, profile, label, np.exp(value)) for claim, label, value in found]
+    published = runs[runs["learned"] & (runs["profile"] == "paper")]
+    for (model, dataset), of in published.groupby(["model", "dataset"]):
+        miss = of["test_top1"].mean() - TEST_TOP1[model][dataset]
+        rows.append(("L16", "-", "paper", f"{model} {dataset}: test top-1 - published", miss))
     return rows
 
 

@@ -74,19 +74,13 @@ class ImageSet:
     note: str
 
     def subset(self, n_train: int | None, n_test: int | None) -> ImageSet:
-        """A fixed random subset (the same for every seed of a run); all images where the count is None.
-
-        Raises:
-            ConfigError: there are fewer images, or all are asked for of a copy that has fewer than the official set.
-        """
+        """A fixed random subset (the same for every seed of a run), of None all; `ConfigError` if there are fewer images."""
         arrays = {}
         for split, count in (("train", n_train), ("test", n_test)):
             x, y = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
-            whole = getattr(get(self.name), f"n_{split}")
-            if count is None and len(x) < whole:
-                raise ConfigError(
-                    f"this copy of {self.name} has {len(x):,} of {whole:,} {split} images: give n_{split}, at most {len(x)}"
-                )
+            if count is None and len(x) < (whole := getattr(get(self.name), f"n_{split}")):
+                part = f"this copy of {self.name} has {len(x):,} of {whole:,} {split} images"
+                raise ConfigError(f"{part}: give n_{split}, at most {len(x)}")
             if count is not None and count > len(x):
                 raise ConfigError(f"n_{split} is {count}, but {self.name} has {len(x)} {split} images; ask for fewer")
             if count is not None:
@@ -281,13 +275,8 @@ class Batches:
         corners = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator)
         flips = torch.rand(n, generator=generator) < 0.5
         permutation = torch.randperm(n, generator=order)
-        plan = EpochPlan(
-            permutation if shuffle else torch.arange(n),
-            corners[0],
-            corners[1],
-            flips if flip else torch.zeros_like(flips),
-        )
-        return plan.to(self.device)
+        order, flips = permutation if shuffle else torch.arange(n), flips if flip else torch.zeros_like(flips)
+        return EpochPlan(order, *corners, flips).to(self.device)
 
     def epoch(self, plan: EpochPlan, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches (batch, channels, size, size) float32 and labels (batch,) from the `start`-th on.
