@@ -85,10 +85,15 @@ def environment(threads: str) -> str:
 
 
 def report(rows: list[dict], evidence: str, note: str, file: Path | None) -> None:
-    """Print evidence line, table and note; write evidence and rows to `file`."""
+    """Print evidence line, table and note; `store` the rows."""
     table = pd.DataFrame(rows)
     cells = table.astype(object).where(table.notna(), "")
     print(evidence, cells.to_string(index=False, float_format="{:.2f}".format), note, sep="\n\n")
+    store(rows, evidence, file)
+
+
+def store(rows: list[dict], evidence: str, file: Path | None) -> None:
+    """Write evidence and rows to `file`, if there is one."""
     if file:
-        content = {"environment": evidence, "rows": json.loads(table.to_json(orient="records"))}
+        content = {"environment": evidence, "rows": json.loads(pd.DataFrame(rows).to_json(orient="records"))}
         file.write_text(json.dumps(content, indent=1) + "\n")

@@ -183,6 +183,7 @@ def main() -> None:
             row["what"] += f": {type(error).__name__}: {' '.join(str(error).split())[:100]}"
         rows.append(row)
         print(f"{time.monotonic() - began:5.0f} s", row, flush=True)
+        _table.store(rows, evidence, args.json)
         return value
 
     def judged(met: bool, target: str, **more: object) -> None:
@@ -257,7 +258,7 @@ def main() -> None:
                 hours += (
                     sum(planning.work(c) for c in grid if c.model == model)
                     / per_run
-                    / best.get(model, (0.0, ""))[0]
+                    / best.get(model, (float("nan"), ""))[0]  # NaN: no time was left for it
                     / 3600
                 )
             measured("all", f"study 1, paper profile, {len(grid)} runs", "hours", lambda: hours)
