@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from rwclib import _layers, metrics
-from rwclib.analysis import theory
+from rwclib.analysis import plotting, theory
+from rwclib.analysis.plotting_theory import against
 from rwclib.runs import archive, data, models
 from rwclib.runs.start import begin, generator, optimizer
 from rwclib.runs.steps import Steps
@@ -137,3 +138,15 @@ def displacement(
                     row = (epoch // window * window, lag, name, group(name), change, growth)
                     rows.append((*row, settled.change(lag, growth)))
     return pd.DataFrame(rows, columns=["start", "lag", "layer", "group", "l2_ratio", "growth", "expected"])
+
+
+def size_figure(rows: pd.DataFrame, caption: str) -> plotting.Figure:
+    """Elementwise mean over median of each layer of `layers` against its size, medians over epochs, beside the theory's."""
+    points = rows.groupby(["model", "dataset", "seed", "layer"], sort=False)[["size", "over"]].median().reset_index()
+    titles = {model: settings["title"] for model, settings in layerwise.NETWORKS.items()}
+    table = points.assign(panel="", label=points["model"].map(titles), x=points["size"], y=points["over"])
+    x = np.geomspace(points["size"].min(), points["size"].max(), 50)
+    quantiles = {"theory, median of layers": 0.5, "its lower quartile": 0.25, "its upper quartile": 0.75}
+    curves = {name: (x, theory.elementwise_mean(x, quantile=q)) for name, q in quantiles.items()}
+    words = {"xlabel": "weights in the layer", "ylabel": "elementwise mean over median (ratio)"}
+    return against(table.dropna(subset="y"), curves, **words, caption=caption)
