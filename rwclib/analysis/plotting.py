@@ -226,7 +226,7 @@ def group_medians(
                 rows = medians[(medians["dataset"] == dataset) & (medians["source"] == source)]
                 sns.lineplot(rows[_positive(rows["value"])], x="group", y="value", ax=axes, **look, **bars)
             if expected and dataset in expected:
-                looks_expected = {"color": COLORS[0], "ls": "--", "lw": 1.1, "label": "expected in equilibrium, Eq. 1"}
+                looks_expected = {"color": COLORS[0], "ls": "--", "lw": 1.1, "label": "equilibrium, Eq. 1"}
                 axes.axhline(expected[dataset], **looks_expected)
             axes.set_title(name, fontsize=8)
             axes.set(xlabel="", ylabel="relative weight change (ratio)")

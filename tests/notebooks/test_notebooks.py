@@ -190,10 +190,10 @@ def test_reproduce_retrains_study_4_at_smoke(tmp_path):
 
 @pytest.mark.long
 def test_reproduce_runs_the_notebooks_that_train_no_studys_runs(tmp_path):
-    retrain(tmp_path, ("00", "12"))
+    retrain(tmp_path, ("00", "12", "13"))
 
 
-@pytest.mark.parametrize("number", ["01", "02", "03", "05", "06", "08", "09", "10", "11"])
+@pytest.mark.parametrize("number", ["01", "02", "03", "05", "06", "08", "09", "10", "11", "13"])
 def test_a_notebook_says_what_is_not_run_where_the_archive_is_empty(number, tmp_path, capsys):
     """Its cells one after another in this process, which is much faster than a kernel of its own."""
     _, parameters, *rest = code(nbformat.read(notebooks.find([number])[0], as_version=4))

@@ -9,8 +9,7 @@ import pandas as pd
 import torch
 
 from rwclib import _layers, metrics
-from rwclib.analysis import plotting, theory
-from rwclib.analysis.plotting_theory import against
+from rwclib.analysis import theory
 from rwclib.runs import archive, data, models
 from rwclib.runs.start import begin, generator, optimizer
 from rwclib.runs.steps import Steps
@@ -55,7 +54,8 @@ def fits(rows: pd.DataFrame) -> pd.DataFrame:
     Columns: `r2` of the logarithms of measured and expected L2 ratio; medians of `factor` and `shape`; `slope` of `over` on the
     logarithm of a layer's size, over the layers' medians.
     """
-    return pd.DataFrame([dict(zip(RUN, names, strict=True)) | _fit(of) for names, of in rows.groupby(RUN, sort=False)])
+    found = [dict(zip(RUN, names, strict=True)) | _fit(of) for names, of in rows.groupby(RUN, sort=False)]
+    return pd.DataFrame(found, columns=[*RUN, "r2", "factor", "shape", "slope"])
 
 
 def _fit(rows: pd.DataFrame) -> dict[str, float]:
@@ -103,50 +103,36 @@ def published(rows: pd.DataFrame) -> pd.DataFrame:
 def displacement(
     profile: str = "reduced", model: str = "resnet18", dataset: str = "cifar10", seed: int = 0
 ) -> pd.DataFrame:
-    """A run of study 1 trained again, its weights compared with those 1 step to 5 epochs before, from every fifth epoch on.
+    """A run of study 1 trained again on the CPU, its weights compared with those 1 step to 5 epochs (at most half the run) before.
 
-    Columns: start (epoch), lag (steps), layer, group, l2_ratio, growth ρ, expected (L2 ratio, the ρ form). In shorter runs
-    lags reach half the run. `DataError` without the data set.
+    Columns: start (epoch, every fifth from the fifth on), lag (steps), layer, group, l2_ratio and growth ρ over the lag.
+    `DataError` without the data set.
     """
     config = layerwise.run_config(profile, model, dataset, seed)
     images = data.load(dataset).subset(config.n_train, config.n_test)
     network = begin(config, data.get(dataset), None)
-    sums = torch.zeros(2, 3, dtype=torch.float64)
     batches = data.Batches(
         images.x_train, images.y_train, image_size=config.image_size, crop_padding=config.crop_padding,
         normalize=config.normalize, device=torch.device("cpu"),
     )  # fmt: skip
-    how = {"batch_size": config.batch_size, "precision": config.precision, "engine": "eager"}
-    training = Steps(network, optimizer(config, network, "eager"), sums, **how)
+    sums, size = torch.zeros(2, 3, dtype=torch.float64), config.batch_size
+    training = Steps(
+        network, optimizer(config, network, "eager"), sums, batch_size=size, precision=config.precision, engine="eager"
+    )
     crops, order = generator(seed, "augmentation"), generator(seed, "order")
-    settled, group = theory.equilibrium(config.optimizer, config.to_dict()), models.get(model).group
-    window, steps = min(5, config.epochs // 2), -(-len(batches) // config.batch_size)
-    lags = {round(lag) for lag in np.geomspace(1, window * steps, 25)}
-    weights, rows, lag = _layers.weight_tensors(network), [], 0
+    window = min(5, config.epochs // 2)
+    lags = {round(lag) for lag in np.geomspace(1, window * -(-len(batches) // size), 25)}
+    weights, rows = _layers.weight_tensors(network), []
     network.train()
     for epoch in range(config.epochs):
         if epoch % window == 0:
             first, lag = {name: weight.detach().clone() for name, weight in weights.items()}, 0
         plan = batches.plan(crops, order, flip=config.flip, shuffle=config.shuffle)
-        for x, y in batches.epoch(plan, config.batch_size):
+        for x, y in batches.epoch(plan, size):
             training.train(x, y)
             lag += 1
-            if lag in lags and epoch >= window:
-                for name, weight in weights.items():
-                    growth = metrics.l2_norm(weight) / metrics.l2_norm(first[name])
-                    change = metrics.l2_ratio(weight, first[name])
-                    row = (epoch // window * window, lag, name, group(name), change, growth)
-                    rows.append((*row, settled.change(lag, growth)))
-    return pd.DataFrame(rows, columns=["start", "lag", "layer", "group", "l2_ratio", "growth", "expected"])
-
-
-def size_figure(rows: pd.DataFrame, caption: str) -> plotting.Figure:
-    """Elementwise mean over median of each layer of `layers` against its size, medians over epochs, beside the theory's."""
-    points = rows.groupby(["model", "dataset", "seed", "layer"], sort=False)[["size", "over"]].median().reset_index()
-    titles = {model: settings["title"] for model, settings in layerwise.NETWORKS.items()}
-    table = points.assign(panel="", label=points["model"].map(titles), x=points["size"], y=points["over"])
-    x = np.geomspace(points["size"].min(), points["size"].max(), 50)
-    quantiles = {"theory, median of layers": 0.5, "its lower quartile": 0.25, "its upper quartile": 0.75}
-    curves = {name: (x, theory.elementwise_mean(x, quantile=q)) for name, q in quantiles.items()}
-    words = {"xlabel": "weights in the layer", "ylabel": "elementwise mean over median (ratio)"}
-    return against(table.dropna(subset="y"), curves, **words, caption=caption)
+            for name, weight in weights.items() if lag in lags and epoch >= window else ():
+                growth = metrics.l2_norm(weight) / metrics.l2_norm(first[name])
+                place = (epoch // window * window, lag, name, models.get(model).group(name))
+                rows.append((*place, metrics.l2_ratio(weight, first[name]), growth))
+    return pd.DataFrame(rows, columns=["start", "lag", "layer", "group", "l2_ratio", "growth"])
