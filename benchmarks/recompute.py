@@ -488,7 +488,7 @@ def softness(runs: pd.DataFrame) -> list[tuple]:
 
 
 def expected_cosine(lr: float, decay: float, momentum: float, n: int, growth: np.ndarray) -> np.ndarray:
-    """w_t·w_s / |w_s|² after n steps of SGD: w and lr times momentum as one vector, driven by white noise orthogonal to w."""
+    """w_t·w_s / |w_s|² after n steps of SGD: w and lr times momentum as one vector, driven by white noise."""
     d = lr * decay
     matrix, push = np.array([[1 - d, -momentum], [d, momentum]]), np.array([-1.0, 1.0])
     moments = np.linalg.solve(np.eye(4) - np.kron(matrix, matrix), np.kron(push, push)).reshape(2, 2)
@@ -498,7 +498,7 @@ def expected_cosine(lr: float, decay: float, momentum: float, n: int, growth: np
 
 
 def beside_theory(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every layer and epoch of study 1's groups from the second epoch on: measured and expected L2 ratio, and whether settled."""
+    """Layers of study 1's groups from the second epoch on: measured and expected L2 ratio, and whether settled."""
     parts = []
     for run in runs.itertuples():
         layers = pd.read_parquet(run.folder / "layers.parquet").sort_values(["layer", "epoch"])

@@ -22,8 +22,8 @@ def against(
     """Measured values against x, a colour per label and a panel per title, with the same theoretical curves in each panel.
 
     Args:
-        table: columns panel, label, x, y; `low` and `high` where points have intervals. Label `AlexNet` is grey; points of one
-            label that have an x each, ten to fifty, are joined.
+        table: columns panel, label, x, y; `low` and `high` where points have intervals. Label `AlexNet` is grey; points
+            of one label that have an x each, ten to fifty, are joined.
         curves: by label, x and y, drawn as dark lines: solid, dashed, dotted.
         xlabel, ylabel, caption: of every panel, of the left one, below them.
         linear: y on a linear axis.

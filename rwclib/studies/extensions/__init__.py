@@ -1,4 +1,4 @@
-"""Study 5, our own: what theory predicts of study 1's runs and figures. It trains no runs; study 1's are its evidence."""
+"""Study 5, our own: what theory predicts of study 1's runs and figures, on which it is judged."""
 
 from rwclib.runs.config import check_profile
 from rwclib.studies import lazily

@@ -1,9 +1,9 @@
-"""Claims of our own about what theory predicts, fixed before they were judged, and how their values are had from study 1's tables.
+"""Claims of our own about what theory predicts, fixed before they were judged, and their values from study 1's tables.
 
-T1: a prediction's replicates are the seeds from whose runs its two measured factors come; the published median's reading error
-enters its interval, and is all of T6's, which speaks of published figures alone. T2 and T3 are means over runs, AlexNet's on the
-two data sets on which it learns at `reduced`. T5 is about epochs that begin after three relaxation times, which only runs of 150 epochs
-reach; the other epochs are there to lend their spread to a single seed.
+T1: a prediction's replicates are the seeds from whose runs its two measured factors come; the published median's
+reading error enters its interval, and is all of T6's, which speaks of published figures alone. T2 and T3 are means over
+runs, AlexNet's on the two data sets on which it learns at `reduced`. T5 is about epochs that begin after three
+relaxation times, which runs of 150 epochs have; the other epochs are there to lend their spread to a single seed.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ SETTLED = 3  # relaxation times
 def layers(tables: archive.Tables) -> pd.DataFrame:
     """The layers of the papers' groups in the drawn epochs after the first, beside theory.
 
-    Columns beside those of `Tables.layers`: `steps` of an epoch, `growth` ρ, `expected` (L2 ratio, the ρ form), `factor` (measured
-    L2 ratio over it), `shape` (elementwise median over the L2 ratio), `over` (elementwise mean over median), `settled`
-    (whether the epoch began after three relaxation times).
+    Columns beside those of `Tables.layers`: `steps` of an epoch, `growth` ρ, `expected` (L2 ratio, the ρ form), `factor`
+    (measured L2 ratio over it), `shape` (elementwise median over the L2 ratio), `over` (elementwise mean over median),
+    `settled` (whether the epoch began after three relaxation times).
     """
     rows = tables.layers.sort_values(["hash", "layer", "epoch"])
     rows = rows.assign(growth=rows["l2_norm"] / rows.groupby(["hash", "layer"])["l2_norm"].shift())
@@ -51,8 +51,8 @@ def layers(tables: archive.Tables) -> pd.DataFrame:
 def fits(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per run of `layers`, by profile, model, dataset and seed.
 
-    Columns: `r2` of the logarithms of measured and expected L2 ratio; medians of `factor` and `shape`; `slope` of `over` on the
-    logarithm of a layer's size, over the layers' medians.
+    Columns: `r2` of the logarithms of measured and expected L2 ratio; medians of `factor` and `shape`; `slope` of `over`
+    on the logarithm of a layer's size, over the layers' medians.
     """
     found = [dict(zip(RUN, names, strict=True)) | _fit(of) for names, of in rows.groupby(RUN, sort=False)]
     return pd.DataFrame(found, columns=[*RUN, "r2", "factor", "shape", "slope"])
@@ -81,8 +81,8 @@ def sizes(model: str, dataset: str) -> pd.DataFrame:
 def published(rows: pd.DataFrame) -> pd.DataFrame:
     """The published medians on CIFAR beside the prediction that each run of `layers` gives: one row per run and group.
 
-    Columns: profile, model, dataset, seed, group, published, predicted (both elementwise values, medians over layers): the
-    equilibrium L2 ratio of an epoch at the published settings, times the run's factor and shape, times what the estimator adds.
+    Columns: profile, model, dataset, seed, group, published, predicted (both elementwise, medians over layers): the L2
+    ratio of an epoch in equilibrium as published, times the run's factor and shape, times what the estimator adds.
     """
     paper, result = figures.published().groupby(["model", "dataset", "group"])["median"].mean(), []
     runs = fits(rows)
@@ -103,10 +103,10 @@ def published(rows: pd.DataFrame) -> pd.DataFrame:
 def displacement(
     profile: str = "reduced", model: str = "resnet18", dataset: str = "cifar10", seed: int = 0
 ) -> pd.DataFrame:
-    """A run of study 1 trained again on the CPU, its weights compared with those 1 step to 5 epochs (at most half the run) before.
+    """A run of study 1 trained again on the CPU: its weights beside those 1 step to 5 epochs (or half the run) before.
 
-    Columns: start (epoch, every fifth from the fifth on), lag (steps), layer, group, l2_ratio and growth ρ over the lag.
-    `DataError` without the data set.
+    Columns: start (epoch, every fifth from the fifth on), lag (steps), layer, group, l2_ratio and growth ρ over the
+    lag. `DataError` without the data set.
     """
     config = layerwise.run_config(profile, model, dataset, seed)
     images = data.load(dataset).subset(config.n_train, config.n_test)

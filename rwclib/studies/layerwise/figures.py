@@ -159,7 +159,7 @@ def group_medians(tables: archive.Tables, model: str) -> pd.DataFrame:
 
 
 def expected(tables: archive.Tables, model: str) -> dict[str, float]:
-    """L1 and L2 ratio of an epoch in equilibrium, for layers that a normalisation follows, by data set, of the runs that figures show."""
+    """L1 and L2 ratio of an epoch in equilibrium, in layers that a norm follows, by data set: of the runs shown."""
     runs = at_largest_profiles(tables.runs[tables.runs["model"] == model]).to_dict("records")
     steps = [-(-int(run["images"]) // run["batch_size"]) for run in runs]
     return {
