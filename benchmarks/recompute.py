@@ -19,6 +19,10 @@ from sklearn.cluster import kmeans_plusplus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIRDS = REPOSITORY / "rwclib" / "studies" / "softness" / "birds.npy"  # pictures, not code
+PUBLISHED = REPOSITORY / "rwclib" / "studies" / "layerwise" / "published.csv"
+IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion_mnist": 60_000}
+BLOCKS, PARTS = ("block1", "block2", "block3", "block4"), ("early", "middle", "late")
+WHOLE_WIDTH = {"block1": 64 * 64 * 9, "block4": 512 * 512 * 9}  # weights of a group's median layer as published
 CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "svhn": 10}
 RWC_COLUMNS = {"Eq. 1": "rwc", "elementwise": "rwc_elementwise"}
 CHANGED = {"at all": "changed", "by 0.1%": "changed_1e3", "by 1%": "changed_1e2"}
@@ -506,15 +510,119 @@ def softness(runs: pd.DataFrame) -> list[tuple]:
     return rows
 
 
+def expected_cosine(lr: float, decay: float, momentum: float, n: int, growth: np.ndarray) -> np.ndarray:
+    """w_t·w_s / |w_s|² after n steps of SGD: w and lr times momentum as one vector, driven by white noise."""
+    d = lr * decay
+    matrix, push = np.array([[1 - d, -momentum], [d, momentum]]), np.array([-1.0, 1.0])
+    moments = np.linalg.solve(np.eye(4) - np.kron(matrix, matrix), np.kron(push, push)).reshape(2, 2)
+    settled = (np.linalg.matrix_power(matrix, n) @ moments)[0, 0] / moments[0, 0]
+    falling = np.abs(np.linalg.eigvals(matrix)).max() ** n
+    return settled + np.log(growth) * (1 - momentum) / (n * d) * (settled - falling)
+
+
+def beside_theory(runs: pd.DataFrame) -> pd.DataFrame:
+    """Layers of study 1's groups from the second epoch on: measured and expected L2 ratio, and whether settled."""
+    parts = []
+    for run in runs.itertuples():
+        layers = pd.read_parquet(run.folder / "layers.parquet").sort_values(["layer", "epoch"])
+        growth = layers["l2_norm"] / layers.groupby("layer")["l2_norm"].shift()
+        n = -(-int(run.n_train if run.n_train == run.n_train else IMAGES[run.dataset]) // run.batch_size)
+        cosine = expected_cosine(run.lr, run.weight_decay, run.momentum, n, growth)
+        squares = (growth**2 + 1 - 2 * cosine).where(growth > cosine - 1e-9)
+        age = (layers["epoch"] - 1) * n * 4 * run.lr * run.weight_decay / (1 - run.momentum)  # in relaxation times
+        layers = layers.assign(
+            expected=np.sqrt(squares), settled=age >= 3, over=layers["rwc_elementwise"] / layers["rwc_median"]
+        )
+        layers = layers.assign(
+            factor=layers["l2_ratio"] / layers["expected"], shape=layers["rwc_median"] / layers["l2_ratio"]
+        )
+        last = 150 if run.dataset.startswith("cifar") else 20
+        kept = layers["group"].isin(["block1", "block2", "block3", "block4", "early", "middle", "late"])
+        kept &= layers["epoch"].between(2, last)
+        parts.append(layers[kept].assign(model=run.model, dataset=run.dataset, seed=run.seed))
+    return pd.concat(parts)
+
+
+def extensions(runs: pd.DataFrame) -> list[tuple]:
+    """What theory predicts of study 1, as `layerwise`."""
+    paper = pd.read_csv(PUBLISHED).groupby(["model", "dataset", "group"])["median"].mean()
+    rows = []
+    for profile, of in runs[runs["learned"]].groupby("profile"):
+        layers = beside_theory(of)
+        cells = layers.groupby(["model", "dataset", "seed"])
+        factors = cells[["factor", "shape"]].median()
+        slopes, fits = {}, {}
+        for key, cell in cells:
+            sizes = cell.groupby("layer")[["size", "over"]].median()
+            slopes[key] = stats.linregress(np.log(sizes["size"]), sizes["over"]).slope
+            both = np.log(cell[["l2_ratio", "expected"]]).dropna()
+            fits[key] = stats.pearsonr(both["l2_ratio"], both["expected"])[0] ** 2
+        for model, groups in {"resnet18": BLOCKS, "vgg19_bn": PARTS, "alexnet": PARTS}.items():
+            sets = (
+                ["mnist", "fashion_mnist"] if model == "alexnet" else ["cifar10", "cifar100", "mnist", "fashion_mnist"]
+            )
+            whole = {(model, dataset) for dataset in sets} <= {key[:2] for key in slopes}
+            for claim, name, values in (("T2", "slope", slopes), ("T3", "R²", fits)):
+                by_set = [
+                    np.mean([value for key, value in values.items() if key[:2] == (model, dataset)])
+                    for dataset in sets
+                    if whole
+                ]
+                rows.append((claim, "-", profile, f"{model}: {name}", np.mean(by_set) if whole else np.nan))
+            if model == "alexnet":
+                continue
+            logs = np.log(layers[layers["model"] == model].groupby(["dataset", "group", "seed"])["factor"].median())
+            logs = logs.groupby(["dataset", "group"]).mean().groupby("group").mean()
+            for b, a in itertools.combinations(groups, 2):
+                effect = np.exp(logs[a] - logs[b]) if whole else np.nan
+                rows.append(("T4", "-", profile, f"{model}: factor, {a} / {b}", effect))
+            for dataset in ("cifar10", "cifar100"):
+                if (model, dataset) in factors.index:
+                    found = published_over_predicted(layers, factors.loc[model, dataset], paper, model, dataset, groups)
+                    rows += [("T1", "-", profile, *each) for each in found]
+        settled = np.log(
+            layers[layers["settled"]].groupby(["model", "dataset", "group", "seed"])["rwc"].median()
+        ).unstack("seed")
+        for dataset in ("cifar10", "cifar100"):
+            ratio = log_ratio(settled, "resnet18", dataset, "block4 / block1")
+            rows.append(("T5", "Eq. 1", profile, f"resnet18 {dataset}: block4 / block1", np.exp(ratio)))
+    for dataset in ("cifar10", "cifar100"):
+        over = [
+            paper["resnet18", dataset, group] / (1 + 2 / np.pi * np.log(size)) for group, size in WHOLE_WIDTH.items()
+        ]
+        rows.append(
+            ("T6", "-", "paper", f"resnet18 {dataset}: block4 / block1, published over size", over[1] / over[0])
+        )
+    return rows
+
+
+def published_over_predicted(layers, factors, paper, model, dataset, groups) -> list[tuple]:
+    """T1 of one network and data set: (comparison, published median over the one that theory predicts)."""
+    lr, decay = (0.1, 1e-4) if model == "resnet18" else (0.05, 5e-4)
+    l2 = np.sqrt(2 - 2 * expected_cosine(lr, decay, 0.9, 391, 1.0))
+    mine = layers[(layers["model"] == model) & (layers["dataset"] == dataset)].drop_duplicates("layer")
+    wider = np.where(mine["depth"] == 1, 4, 16)  # the published width is 4 times that of these runs
+    add = 2 / np.pi * (np.log(mine["size"] * wider) + 1 - np.euler_gamma) + stats.landau.ppf(0.5)
+    add = add.groupby(mine["group"]).median()
+    own = np.exp(np.log(factors["factor"] * factors["shape"]).mean())
+    return [
+        (f"{model} {dataset}: {group}, published / predicted", paper[model, dataset, group] / (l2 * own * add[group]))
+        for group in groups
+    ]
+
+
 def effects(results: Path) -> pd.DataFrame:
     """claim, definition, profile, comparison, effect of all that there are runs for."""
     rows = []
     for study in (layerwise, weightscale, dynamics, softness):
         runs = read_runs(results, study.__name__)
         rows += study(runs) if len(runs) else []
+        rows += extensions(runs) if study is layerwise and len(runs) else []
     table = pd.DataFrame(rows, columns=["claim", "definition", "profile", "comparison", "effect"])
     table = table.dropna(subset="effect")  # not run
-    claims = sorted(table["claim"].unique(), key=lambda claim: ("LWDS".index(claim[0]), len(claim.rstrip("ab")), claim))
+    claims = sorted(
+        table["claim"].unique(), key=lambda claim: ("LWDST".index(claim[0]), len(claim.rstrip("ab")), claim)
+    )
     return table.sort_values("claim", key=lambda of: of.map(claims.index), kind="stable", ignore_index=True)
 
 

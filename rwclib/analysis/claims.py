@@ -53,6 +53,8 @@ class Comparison:
         margin: below which a difference counts as none; None where the claim is about a level. `similar`: that there is none.
         less: terms of a second sum; the effect is then |first| - |second|, and its interval the delta method's.
         exact: of values that are counted in full: no interval.
+        error: standard error of a constant in the values, such as a number read off a figure; part of the interval.
+        covers: the claim that the interval covers `low`, and no more.
     """
 
     label: str
@@ -64,6 +66,8 @@ class Comparison:
     similar: bool = False
     less: tuple[tuple[float, Cell], ...] = ()
     exact: bool = False
+    error: float = 0.0
+    covers: bool = False
 
     cells = property(lambda self: [cell for _, cell in self.terms + self.less])
 
@@ -188,7 +192,7 @@ def interval(
             return Interval(float(np.nanstd(first, ddof=1)), np.nan, seeds - 1, seeds, "chi squared")
     if part.exact:  # the replicate that speaks least for the claim
         worst = int(np.nanargmin(np.minimum(first - part.low, part.high - first)))
-        return Interval(float(first[worst]), 0.0, INFINITY, seeds, "exact")
+        return Interval(float(first[worst]), part.error, INFINITY, seeds, "reading error" if part.error else "exact")
     means = {cell: float(np.nanmean(x)) for cell, x in values.items()}
     sums = [sum(weight * means[cell] for weight, cell in terms) for terms in (part.terms, part.less)]
     effect, signs = (abs(sums[0]) - abs(sums[1]), np.sign(sums)) if part.less else (sums[0], (1, 1))
@@ -207,7 +211,7 @@ def interval(
         alone = max(np.square(of_values).sum() - whole, 0.0)
         for (size, df), share in zip(used[key].squares, (alone, whole), strict=True):
             variances[size, df, key[0]] = variances.get((size, df, key[0]), 0.0) + size * share
-    total = float(sum(variances.values()))
+    total = float(sum(variances.values())) + part.error**2
     lost = float(sum(variance**2 / df for (_, df, _), variance in variances.items() if variance))
     names = ", ".join(dict.fromkeys(known.profile for known in used.values()))
     return Interval(effect, total**0.5, total**2 / lost if lost else INFINITY, seeds, names)
@@ -217,6 +221,10 @@ def verdict(part: Comparison, estimate: Interval | None, comparisons: int = 1) -
     """The verdict of a comparison, one of so many of its claim, and by how much: the distance to the edge that decides it."""
     if estimate is None:
         return "not run", np.nan
+    if part.covers:
+        (low, high), (lowest, highest) = estimate.bounds(0.95), estimate.bounds(1 - 0.05 / comparisons)
+        reach, beyond = min(part.low - low, high - part.low), max(part.low - highest, lowest - part.low)
+        return ("holds", reach) if reach >= 0 else ("fails", beyond) if beyond > 0 else ("unclear", reach)
     low, high = estimate.bounds(0.9)
     inside = -INFINITY if part.margin is None else min(low + part.margin, part.margin - high)
     if inside > 0:

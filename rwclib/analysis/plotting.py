@@ -200,11 +200,14 @@ def _positive(values: pd.Series) -> pd.Series:
     return values.between(0, np.inf, "neither")
 
 
-def group_medians(medians: pd.DataFrame, *, title: str, caption: str) -> Figure:
+def group_medians(
+    medians: pd.DataFrame, *, title: str, caption: str, expected: Mapping[str, float] | None = None
+) -> Figure:
     """Median RWC by group, one panel per data set: both definitions, and the published; over seeds means of the logarithms.
 
     Args:
         medians: columns dataset, panel (its title), group, source (`Eq. 1`, `elementwise`, `published`), value; several rows per seed.
+        expected: under Eq. 1, by data set; drawn dashed.
     """
     import seaborn as sns
 
@@ -222,12 +225,15 @@ def group_medians(medians: pd.DataFrame, *, title: str, caption: str) -> Figure:
             for source, look in looks.items():
                 rows = medians[(medians["dataset"] == dataset) & (medians["source"] == source)]
                 sns.lineplot(rows[_positive(rows["value"])], x="group", y="value", ax=axes, **look, **bars)
+            if expected and dataset in expected:
+                looks_expected = {"color": COLORS[0], "ls": "--", "lw": 1.1, "label": "equilibrium, Eq. 1"}
+                axes.axhline(expected[dataset], **looks_expected)
             axes.set_title(name, fontsize=8)
             axes.set(xlabel="", ylabel="relative weight change (ratio)")
             axes.tick_params(axis="x", rotation=40)
         for axes in panels[0]:
             write_out(axes.yaxis)
-        figure.legend_above(3, title)
+        figure.legend_above(4 if expected else 3, title)
     return figure
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rwclib.runs.config import RunConfig
     from rwclib.studies.study import Study
 
-STUDIES = ("layerwise", "weightscale", "dynamics", "softness")
+STUDIES = ("layerwise", "weightscale", "dynamics", "softness", "extensions")
 Choice = Sequence | None  # of models, data sets or seeds; None for the study's own
 
 

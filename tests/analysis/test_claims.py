@@ -258,3 +258,34 @@ def test_margins_are_those_of_the_rules():
     assert pytest.approx(0.0953, abs=1e-4) == RATIO_MARGIN
     assert claims.SHARE_MARGIN == 0.05
     assert Comparison("x", ((1.0, A),)).margin == RATIO_MARGIN
+
+
+def test_a_claim_about_coverage_holds_if_the_interval_reaches_the_value_and_fails_if_all_of_it_lies_beside():
+    values = planted({"a": np.exp(1.0)}, noise=0.1, run=0.1)
+    row = claims.details(values, [Claim("X", "x", (level(A, "a", 0.0),), ("Eq. 1",))], PROFILES).iloc[0]
+    middle, half = row["effect"], (row["high"] - row["low"]) / 2
+    for distance, verdict in ((0.0, "holds"), (0.99, "holds"), (-0.99, "holds"), (1.01, "fails"), (-1.01, "fails")):
+        value = middle + distance * half
+        assert (
+            judged(values, Claim("X", "x", (level(A, "a", value, value, covers=True),), ("Eq. 1",)))["verdict"]
+            == verdict
+        )
+    parts = tuple(
+        level(A, name, value, value, covers=True) for name in "ab"
+    )  # of two, the interval that fails is wider
+    assert judged(values, Claim("X", "x", parts, ("Eq. 1",)))["verdict"] == "unclear"
+    one = planted({"a": 1.0}, seeds=1)
+    assert judged(one, Claim("X", "x", (level(A, "a", 0.0, 0.0, covers=True),), ("Eq. 1",)))["verdict"] == "unclear"
+
+
+def test_a_constants_error_widens_the_interval_and_is_all_of_an_exact_values():
+    values = planted({"a": 2.0, "b": 3.0}, noise=0.1, run=0.1)
+    narrow, wide, alone = (
+        claims.details(values, [Claim("X", "x", (level(A, "a", 0.0, **settings),), ("Eq. 1",))], PROFILES).iloc[0]
+        for settings in ({}, {"error": 5.0}, {"error": 0.2, "exact": True})
+    )
+    assert wide["effect"] == narrow["effect"]
+    assert wide["high"] - wide["low"] == pytest.approx(2 * 1.96 * 5, rel=0.01)
+    assert narrow["high"] - narrow["low"] < 2
+    assert alone["high"] - alone["effect"] == pytest.approx(1.96 * 0.2, rel=0.01)
+    assert alone["spread"] == "reading error"

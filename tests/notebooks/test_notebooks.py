@@ -149,7 +149,7 @@ def test_plain_papermill_gives_the_same_notebook_from_every_folder(tmp_path):
 @pytest.mark.long
 def test_reproduce_retrains_study_1_at_smoke(tmp_path):
     """With the real data sets where they are; without any, notebook 01 trains on the bundled sample and says so."""
-    sets, books = ("cifar10", "cifar100", "mnist", "fashion_mnist"), ("01", "02", "03", "04")
+    sets, books = ("cifar10", "cifar100", "mnist", "fashion_mnist"), ("01", "02", "03", "04", "13")
     retrain(tmp_path, books, "-p", "datasets", str(list(sets)))
     book = nbformat.read(tmp_path / "01_resnet18_blocks.ipynb", as_version=4)
     text = "".join(printed(cell) for cell in code(book))
@@ -193,7 +193,7 @@ def test_reproduce_runs_the_notebooks_that_train_no_studys_runs(tmp_path):
     retrain(tmp_path, ("00", "12"))
 
 
-@pytest.mark.parametrize("number", ["01", "02", "03", "05", "06", "08", "09", "10", "11"])
+@pytest.mark.parametrize("number", ["01", "02", "03", "05", "06", "08", "09", "10", "11", "13"])
 def test_a_notebook_says_what_is_not_run_where_the_archive_is_empty(number, tmp_path, capsys):
     """Its cells one after another in this process, which is much faster than a kernel of its own."""
     _, parameters, *rest = code(nbformat.read(notebooks.find([number])[0], as_version=4))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rwclib.analysis import plotting
+from rwclib.analysis import plotting, theory
 from rwclib.analysis.claims import DEFINITIONS
 from rwclib.runs import archive, data
 from rwclib.studies import captions
@@ -156,6 +156,15 @@ def group_medians(tables: archive.Tables, model: str) -> pd.DataFrame:
     order = [*GROUPS[model], *datasets, *DATASETS]
     table = table.sort_values(["group", "dataset"], key=lambda names: names.map(order.index), ignore_index=True)
     return table[["dataset", "panel", "profile", "group", "seed", "source", "value"]]
+
+
+def expected(tables: archive.Tables, model: str) -> dict[str, float]:
+    """L1 and L2 ratio of an epoch in equilibrium, in layers that a norm follows, by data set: of the runs shown."""
+    runs = at_largest_profiles(tables.runs[tables.runs["model"] == model]).to_dict("records")
+    steps = [-(-int(run["images"]) // run["batch_size"]) for run in runs]
+    return {
+        run["dataset"]: theory.equilibrium(run["optimizer"], run).change(n) for run, n in zip(runs, steps, strict=True)
+    }
 
 
 def median_table(medians: pd.DataFrame) -> pd.DataFrame:
