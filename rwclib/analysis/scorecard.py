@@ -98,7 +98,7 @@ def to_text(table: pd.DataFrame) -> str:
 
 
 def _lines(rows: pd.DataFrame, words: Callable[[pd.Series], str]) -> str:
-    each = [f"`{row['profile']}`: {words(row)}".removeprefix("`-`: ").replace("|", "\\|") for _, row in rows.iterrows()]
+    each = [f"`{row['profile']}`: {words(row)}".removeprefix("`-`: ") for _, row in rows.iterrows()]
     return "<br>".join(each) or "-"
 
 

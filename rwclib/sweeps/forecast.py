@@ -65,31 +65,32 @@ def order(configs: Iterable[RunConfig], priority: str = "seeds") -> list[RunConf
     return sorted(keys, key=lambda config: (keys[config][0], keys[config][1] and keys[config][1] * work(config)))
 
 
-def rates(results: str | Path, networks: Container[str] = models.MODELS) -> dict[tuple[str, str], float]:
-    """Median speed of the archive's finished runs, floating-point operations per second, by (model, device).
+def rates(results: str | Path, networks: Container[str] = models.MODELS) -> dict[tuple[str, str, str, int], float]:
+    """Median speed of the archive's finished runs, floating-point operations per second, by (device, model, precision, width).
 
-    Of each of the `networks` and devices the latest `RECENT` runs: to count operations takes as long as a few of their batches.
+    Of each of these, for the `networks`, the latest `RECENT` runs: to count operations takes as long as a few of their batches.
     """
     speeds = defaultdict(list)
     records = archive.records(Path(results))
     for config, record in sorted(records, key=lambda pair: pair[1]["provenance"].get("finished", ""), reverse=True):
         known = record["provenance"]
-        key = config.model, known["device"]
+        key = known["device"], config.model, config.precision, config.width
         trained = record["status"] == "done" and known["train_and_test_seconds"]
         if trained and config.model in networks and config.model in models.MODELS and len(speeds[key]) < RECENT:
             speeds[key].append(work(config) / known["train_and_test_seconds"])
-    return {key: median(values) for key, values in speeds.items()}
+    return {key: median(values) for key, values in speeds.items() if values}
 
 
-def seconds(config: RunConfig, speeds: Mapping[tuple[str, str], float], device: str) -> float | None:
-    """Expected seconds of a run on `device` (as provenance names it): by its model's speed, else by the median of others.
+def seconds(config: RunConfig, speeds: Mapping[tuple[str, str, str, int], float], device: str) -> float | None:
+    """Expected seconds of a run on `device` (as provenance names it), at the median speed of the runs most like it there.
 
-    None if nothing has been trained on such a device yet.
+    Those of its model, precision and width; else of its model; else all. None if nothing has been trained on such a device yet.
     """
-    of_device = [speed for (_, on), speed in speeds.items() if on == device]
-    if not of_device:
-        return None
-    return work(config) / speeds.get((config.model, device), median(of_device))
+    key = device, config.model, config.precision, config.width
+    for length in (4, 2, 1):
+        if alike := [speed for known, speed in speeds.items() if known[:length] == key[:length]]:
+            return work(config) / median(alike)
+    return None
 
 
 def seconds_left(configs: Iterable[RunConfig], results: str | Path, device: str) -> list[float] | None:

@@ -265,7 +265,7 @@ def test_trends_are_rank_correlations_over_the_layers_of_a_group():
 
 def test_the_archive_holds_the_quick_runs_and_they_can_be_judged(quick):
     pairs = set(quick.runs[["model", "dataset"]].itertuples(index=False, name=None))
-    assert pairs == set(itertools.product(NETWORKS, ("cifar10", "cifar100")))
+    assert pairs == set(itertools.product(NETWORKS, weightscale.DATASETS))
     assert (quick.epochs.groupby("hash")["epoch"].max() == 25).all()
     assert not (quick.runs["data_note"] == "unknown").any()
 

@@ -69,11 +69,18 @@ def test_expected_seconds_agree_with_the_runs_they_come_from():
     assert sum(near) >= 0.9 * len(near)
 
 
-def test_an_unknown_device_has_no_estimate_and_an_unknown_model_the_median():
-    speeds = {("a", "cpu"): 1e9, ("b", "cpu"): 3e9, ("a", "gpu"): 1e12}
+def test_the_speed_is_that_of_the_runs_most_alike():
+    speeds = {
+        ("cpu", "lenet5", "fp32", 64): 1e9,
+        ("cpu", "lenet5", "bf16", 64): 3e9,
+        ("cpu", "alexnet", "fp32", 16): 8e9,
+        ("gpu", "lenet5", "fp32", 64): 1e12,
+    }
     config = RunConfig(model="lenet5", dataset="mnist")
     assert planning.seconds(config, speeds, "tpu") is None
-    assert planning.seconds(config, speeds, "cpu") == pytest.approx(planning.work(config) / 2e9)
+    for changes, speed in (({}, 1e9), ({"precision": "bf16"}, 3e9), ({"width": 32}, 2e9), ({"model": "vgg19"}, 3e9)):
+        run = replace(config, **changes)
+        assert planning.seconds(run, speeds, "cpu") == pytest.approx(planning.work(run) / speed)
 
 
 def test_what_is_left_counts_the_epochs_of_a_checkpoint(config, tmp_path):
