@@ -18,7 +18,6 @@ from rwclib.runs.config import PRIORITIES, RunConfig
 from rwclib.runs.recording import EVERY, IMAGES
 from rwclib.sweeps.sweep import default_jobs, generations
 
-RECENT = 5
 _BACKWARD = 2  # costs twice what the forward pass does
 
 
@@ -68,17 +67,16 @@ def order(configs: Iterable[RunConfig], priority: str = "seeds") -> list[RunConf
 def rates(results: str | Path, networks: Container[str] = models.MODELS) -> dict[tuple[str, str, str, int], float]:
     """Median speed of the archive's finished runs, floating-point operations per second, by (device, model, precision, width).
 
-    Of each of these, for the `networks`, the latest `RECENT` runs: to count operations takes as long as a few of their batches.
+    Of the `networks` alone: to count the operations of one takes as long as a few of its batches.
     """
     speeds = defaultdict(list)
-    records = archive.records(Path(results))
-    for config, record in sorted(records, key=lambda pair: pair[1]["provenance"].get("finished", ""), reverse=True):
+    for config, record in archive.records(Path(results)):
         known = record["provenance"]
-        key = known["device"], config.model, config.precision, config.width
         trained = record["status"] == "done" and known["train_and_test_seconds"]
-        if trained and config.model in networks and config.model in models.MODELS and len(speeds[key]) < RECENT:
+        if trained and config.model in networks and config.model in models.MODELS:
+            key = known["device"], config.model, config.precision, config.width
             speeds[key].append(work(config) / known["train_and_test_seconds"])
-    return {key: median(values) for key, values in speeds.items() if values}
+    return {key: median(values) for key, values in speeds.items()}
 
 
 def seconds(config: RunConfig, speeds: Mapping[tuple[str, str, str, int], float], device: str) -> float | None:
