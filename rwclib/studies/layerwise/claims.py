@@ -31,7 +31,11 @@ def _across(model: str, higher: str, lower: str) -> tuple[Comparison, ...]:
 
 def _farther(model: str, pair: str, far: str, near: str) -> Comparison:
     """The ratio of a pair of groups farther from 1 on data set `far` than on `near`."""
-    return farther(*_orders(model, far, pair), *_orders(model, near, pair), f"{model}: distance of {pair} from 1, {far} over {near}")
+    return farther(
+        *_orders(model, far, pair),
+        *_orders(model, near, pair),
+        f"{model}: distance of {pair} from 1, {far} over {near}",
+    )
 
 
 CLAIMS = (
