@@ -13,6 +13,7 @@ STARTED = time.time()  # before PyTorch is imported: that too counts towards a t
 __version__ = "0.1.0"
 _HOMES = {  # the module of each public name; where it is not that module itself, the name in it
     "RWCTracker": "tracker:RWCTracker", "RwcError": "errors:RwcError", "RunConfig": "runs.config:RunConfig",
+    "Freezer": "freezing:Freezer", "reset_layers": "_resetting:reset_layers", "freezing": "freezing",
     "check": "training_check:check", "compare": "_compare:compare", "errors": "errors", "metrics": "metrics",
     "claims": "analysis.claims", "clustering": "analysis.clustering", "features": "analysis.features",
     "perturbation": "analysis.perturbation", "plotting": "analysis.plotting", "scorecard": "analysis.scorecard", "softness": "analysis.softness",

@@ -31,7 +31,7 @@ class Reference:
         self._weights = {name: self._copy(weight) for name, weight in weights.items()}
         self._start = {name: self._copy(weight) for name, weight in weights.items()} if start else {}
         if self.fixed and not (isinstance(source, str) and source == "start"):
-            _take(self._weights, source)
+            take(self._weights, source)
         self._renew_norms()
 
     def _device(self, weight: Tensor) -> torch.device:
@@ -121,7 +121,7 @@ class Reference:
         self._renew_norms()
 
 
-def _take(weights: Mapping[str, Tensor], source: object) -> None:
+def take(weights: Mapping[str, Tensor], source: object) -> None:
     """Copy into `weights` those of a checkpoint, as `rwclib.compare` takes it; `ConfigError` if a layer is missing there."""
     from rwclib._checkpoints import open_checkpoint
 

@@ -24,25 +24,33 @@ from rwclib.runs import archive
 def stored(compute: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
     """Decorates a function of a study: its table is read where it is stored for these inputs, else computed.
 
-    Inputs may be arrays, tables of released arrays, and what `repr` tells apart.
+    Inputs may be arrays, tables of released arrays, and what `repr` tells apart. Its `known` gives None where nothing is stored.
     """
     study = compute.__module__.split(".")[2]
     signature = inspect.signature(compute)
 
-    @functools.wraps(compute)
-    def read_or_compute(*inputs: object, **options: object) -> pd.DataFrame:
-        file = archive.default_results() / study / "tables" / f"{compute.__name__}.json"
+    def place(*inputs: object, **options: object) -> tuple[Path, str]:
         arguments = signature.bind(*inputs, **options)
         arguments.apply_defaults()
         key = hashlib.sha256("; ".join(map(_text, arguments.args)).encode()).hexdigest()[:16]
-        tables = _read(file)
-        if key in tables:
-            return pd.DataFrame(tables[key])
-        table = compute(*inputs, **options)
-        if os.environ.get("RWC_STORE_TABLES") == "1":
-            _write(file, tables | {key: {name: table[name].tolist() for name in table}})
+        return archive.default_results() / study / "tables" / f"{compute.__name__}.json", key
+
+    def known(*inputs: object, **options: object) -> pd.DataFrame | None:
+        file, key = place(*inputs, **options)
+        table = _read(file).get(key)
+        return None if table is None else pd.DataFrame(table)
+
+    @functools.wraps(compute)
+    def read_or_compute(*inputs: object, **options: object) -> pd.DataFrame:
+        table = known(*inputs, **options)
+        if table is None:
+            table = compute(*inputs, **options)
+            if os.environ.get("RWC_STORE_TABLES") == "1":
+                file, key = place(*inputs, **options)
+                _write(file, _read(file) | {key: {name: table[name].tolist() for name in table}})
         return table
 
+    read_or_compute.known = known
     return read_or_compute
 
 
@@ -56,7 +64,12 @@ def _text(value: object) -> str:
 
 
 def _read(file: Path) -> dict[str, dict[str, list]]:
-    return json.loads(file.read_text())["tables"] if file.is_file() else {}
+    return _parsed(file, file.stat().st_mtime_ns) if file.is_file() else {}
+
+
+@functools.lru_cache(8)
+def _parsed(file: Path, changed: int) -> dict[str, dict[str, list]]:
+    return json.loads(file.read_text())["tables"]
 
 
 def _write(file: Path, tables: dict[str, dict[str, list]]) -> None:

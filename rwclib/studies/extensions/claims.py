@@ -1,4 +1,4 @@
-"""Claims of our own about what theory predicts, fixed before they were judged, and their values from study 1's tables.
+"""Claims of our own, fixed before they were judged: here those about what theory predicts, from study 1's tables; others in `experiments`.
 
 T1: a prediction's replicates are the seeds from whose runs its two measured factors come; the published median's
 reading error enters its interval, and is all of T6's, which speaks of published figures alone. T2 and T3 are means over
@@ -17,7 +17,7 @@ from rwclib.analysis import claims
 from rwclib.analysis.claims import INFINITY, RATIO_MARGIN, Cell, Claim, Comparison, level, ratio
 from rwclib.runs import archive
 from rwclib.studies import layerwise
-from rwclib.studies.extensions import predicted, runs
+from rwclib.studies.extensions import experiments, predicted, runs
 from rwclib.studies.extensions.predicted import BATCH_NORM, CIFAR, RUN
 from rwclib.studies.layerwise.figures import GROUPS
 from rwclib.studies.layerwise.runs import DATASETS
@@ -48,7 +48,7 @@ def _alike(model: str) -> tuple[Comparison, ...]:
     )  # fmt: skip
 
 
-CLAIMS = (
+_OF_THEORY = (
     Claim("T1", "The published medians of the 14 batch-norm groups on CIFAR lie within a factor of 1.5 of the prediction",
           tuple(level(Cell(model, dataset, group, "published / predicted"), f"{model} {dataset}: {group}, published / predicted",
                       -np.log(1.5), np.log(1.5), unit="ratio", error=READING)
@@ -68,6 +68,8 @@ CLAIMS = (
           ("-",), "figures", profile="paper"),
 )  # fmt: skip
 
+CLAIMS = (*_OF_THEORY, *experiments.CLAIMS)
+
 
 def values(tables: archive.Tables) -> pd.DataFrame:
     """What `claims.details` judges, from study 1's tables and the published medians; ratios as logarithms."""
@@ -81,7 +83,9 @@ def values(tables: archive.Tables) -> pd.DataFrame:
     parts += [_medians(covered.assign(group=group), "rwc", "settled").assign(definition="Eq. 1")]
     parts += [_published_over_size().assign(profile="paper", model=_R, quantity="published over size", seed=0)]
     table = pd.concat(parts, ignore_index=True)
-    return table.fillna({"group": "all", "definition": "-"})[claims.VALUES]
+    return pd.concat(
+        [table.fillna({"group": "all", "definition": "-"})[claims.VALUES], experiments.values()], ignore_index=True
+    )
 
 
 def _medians(rows: pd.DataFrame, column: str, quantity: str) -> pd.DataFrame:
@@ -99,7 +103,13 @@ def _published_over_size() -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def _why_not_run(claim: Claim, reason: str) -> str:
+    if claim in experiments.CLAIMS:
+        return "its trainings are not finished"
+    return "needs 150 epochs" if claim.id == "T5" else reason
+
+
 STUDY = Study(
-    "extensions", "What theory predicts", "", runs, CLAIMS, values, layerwise.runs,
-    why_not_run=lambda claim, reason: "needs 150 epochs" if claim.id == "T5" else reason,
+    "extensions", "Our own questions", "", runs, CLAIMS, values, layerwise.runs,
+    why_not_run=_why_not_run,
 )  # fmt: skip

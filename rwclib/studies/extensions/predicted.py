@@ -6,14 +6,12 @@ import functools
 
 import numpy as np
 import pandas as pd
-import torch
 
 from rwclib import _layers, metrics
 from rwclib.analysis import theory
 from rwclib.runs import archive, data, models
-from rwclib.runs.start import begin, generator, optimizer
-from rwclib.runs.steps import Steps
 from rwclib.studies import layerwise
+from rwclib.studies.extensions.loop import Loop
 from rwclib.studies.layerwise import figures
 from rwclib.studies.stored import stored
 
@@ -108,28 +106,14 @@ def displacement(
     Columns: start (epoch, every fifth from the fifth on), lag (steps), layer, group, l2_ratio and growth ρ over the
     lag. `DataError` without the data set.
     """
-    config = layerwise.run_config(profile, model, dataset, seed)
-    images = data.load(dataset).subset(config.n_train, config.n_test)
-    network = begin(config, data.get(dataset), None)
-    batches = data.Batches(
-        images.x_train, images.y_train, image_size=config.image_size, crop_padding=config.crop_padding,
-        normalize=config.normalize, device=torch.device("cpu"),
-    )  # fmt: skip
-    sums, size = torch.zeros(2, 3, dtype=torch.float64), config.batch_size
-    training = Steps(
-        network, optimizer(config, network, "eager"), sums, batch_size=size, precision=config.precision, engine="eager"
-    )
-    crops, order = generator(seed, "augmentation"), generator(seed, "order")
-    window = min(5, config.epochs // 2)
-    lags = {round(lag) for lag in np.geomspace(1, window * -(-len(batches) // size), 25)}
-    weights, rows = _layers.weight_tensors(network), []
-    network.train()
-    for epoch in range(config.epochs):
+    loop = Loop(layerwise.run_config(profile, model, dataset, seed))
+    window = min(5, loop.config.epochs // 2)
+    lags = {round(lag) for lag in np.geomspace(1, window * loop.batches, 25)}
+    weights, rows = _layers.weight_tensors(loop.network), []
+    for epoch in range(loop.config.epochs):
         if epoch % window == 0:
             first, lag = {name: weight.detach().clone() for name, weight in weights.items()}, 0
-        plan = batches.plan(crops, order, flip=config.flip, shuffle=config.shuffle)
-        for x, y in batches.epoch(plan, size):
-            training.train(x, y)
+        for _ in loop.epoch():
             lag += 1
             for name, weight in weights.items() if lag in lags and epoch >= window else ():
                 growth = metrics.l2_norm(weight) / metrics.l2_norm(first[name])
