@@ -193,7 +193,7 @@ def layerwise_ratios(cells: pd.DataFrame) -> list[tuple]:
         found.append((claim, "mean of the cells", np.mean([value for name, _, value in found if name == claim])))
     for claim, model, ratio, first, second in GAPS:
         gap = abs(log_ratio(cells, model, first, ratio)) - abs(log_ratio(cells, model, second, ratio))
-        found.append((claim, f"{model}: |{ratio}| on {first} over {second}", gap))
+        found.append((claim, f"{model}: distance of {ratio} from 1, {first} over {second}", gap))
     return found
 
 

@@ -20,6 +20,8 @@ import pandas as pd
 
 from rwclib.runs import archive
 
+READABLE = 80  # characters of inputs that are a table's name as they stand
+
 
 def stored(compute: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
     """Decorates a function of a study: its table is read where it is stored for these inputs, else computed.
@@ -32,7 +34,8 @@ def stored(compute: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
     def place(*inputs: object, **options: object) -> tuple[Path, str]:
         arguments = signature.bind(*inputs, **options)
         arguments.apply_defaults()
-        key = hashlib.sha256("; ".join(map(_text, arguments.args)).encode()).hexdigest()[:16]
+        key = "; ".join(map(_text, arguments.args))
+        key = key if len(key) < READABLE else hashlib.sha256(key.encode()).hexdigest()[:16]
         return archive.default_results() / study / "tables" / f"{compute.__name__}.json", key
 
     def known(*inputs: object, **options: object) -> pd.DataFrame | None:

@@ -17,6 +17,7 @@ BLOCKS = [f"block{i + 1}" for i in range(language.BLOCKS)]
 KINDS = tuple(language.KINDS.values())
 SAME_TIME = f"{freezing.ALL}, same time"
 FACTOR, POINT = float(np.log(1.25)), 1.0
+WALK = theory.adamw(language.LR, language.DECAYS[0], language.BETAS[0])
 
 
 def _kinds(quantity: str, low: float, high: float, margin: float | None) -> tuple[Comparison, ...]:
@@ -62,40 +63,42 @@ def values() -> pd.DataFrame:
     return pd.DataFrame([*_of_language(), *_of_freezing()], columns=claims.VALUES)
 
 
-def layers(profile: str, weight_decay: float, seed: int) -> pd.DataFrame | None:
-    """The stored table of `language.language` for the matrices of the blocks, with columns `kind`, `block`, `growth` ρ over the row's
-    steps, and `late`: in the second half of training.
+def layers(table: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """The matrices of the blocks in a table of `language.language`, from the second window on.
+
+    Columns beside those there: `kind`, `block`, `growth` (ρ over the row's steps), `expected` (L2 ratio of a random walk of
+    AdamW's steps that has grown so), `late` (in the second half of training).
     """
-    table = language.language.known(profile, weight_decay, seed)
-    if table is None:
-        return None
     table = table[table["layer"].str.startswith("blocks.")].sort_values(["span", "layer", "step"])
     growth = table["l2_norm"] / table.groupby(["span", "layer"])["l2_norm"].shift()
     steps, window = language.SIZES[profile]
-    return table.assign(
+    table = table.assign(
         kind=table["layer"].str.split(".", n=3).str[3].str.removeprefix("self_attn.").map(language.KINDS),
         block="block" + (table["layer"].str.split(".").str[2].astype(int) + 1).astype(str),
         growth=growth.where(table["span"] == "window", growth ** (1 / window)),
         late=table["step"] > steps / 2,
     ).dropna(subset="growth")
+    lengths = table["span"].map({"window": window, "step": 1})
+    expected = [WALK.change(n, growth) for n, growth in zip(lengths, table["growth"], strict=True)]
+    return table.assign(expected=expected)
 
 
 def _of_language() -> Iterator[tuple]:
-    walk = theory.adamw(language.LR, language.DECAYS[0], language.BETAS[0])
     for profile, seed, decay in itertools.product(language.SIZES, language.SEEDS, language.DECAYS):
-        table = layers(profile, decay, seed)
-        if table is None:
+        stored = language.language.known(profile, decay, seed)
+        if stored is None:
             continue
+        table = layers(stored, profile)
         window, step = (table[table["span"] == span] for span in ("window", "step"))
-        late, n = window[window["late"]], language.SIZES[profile][1]
+        late = window[window["late"]]
         parts = [
             (f"{'with' if decay else 'without'} decay", "kind", definition, late[column])
             for column, definition in DEFINITIONS.items()
         ]
         if decay:
             parts += [("change", "block", definition, window[column]) for column, definition in DEFINITIONS.items()]
-            parts += [("step over equilibrium", "kind", "-", step.loc[step["late"], "l2_ratio"] / walk.step)]
-            parts += [("window over theory", "kind", "-", late["l2_ratio"] / walk.change(n, late["growth"]))]
+            parts += [("step over equilibrium", "kind", "-", step.loc[step["late"], "l2_ratio"] / WALK.step)]
+            parts += [("window over theory", "kind", "-", late["l2_ratio"] / late["expected"])]
         for quantity, by, definition, ratios in parts:
             for group, median in ratios.groupby(table.loc[ratios.index, by]).median().items():
                 yield profile, definition, TRANSFORMER, quantity, TEXT, group, seed, np.log(median)

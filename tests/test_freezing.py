@@ -1,0 +1,178 @@
+"""Freezer and reset_layers: what is frozen stays bit for bit, what is reset comes back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import rwclib
+from rwclib import RWCTracker, freezing
+from rwclib.errors import ConfigError
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "sgd, not foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, foreach=False),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+}
+X, Y = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 5
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 5),
+    )  # fmt: skip
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=False)
+        functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+
+
+def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_trains(model, make):
+    """With momentum and second moments in the optimizer's state by then, and weight decay."""
+    tracker, optimizer = RWCTracker(model), make(model.parameters())
+    freezer = rwclib.Freezer(tracker, lambda table: ["3.weight"] if table["step"].max() == 2 else [])
+    for new in ([], ["3.weight"]):
+        train(model, optimizer)
+        tracker.step()
+        assert freezer.step() == new
+    before = parameters(model)
+    train(model, optimizer)
+    same = {name for name, parameter in parameters(model).items() if torch.equal(parameter, before[name])}
+    assert same == {"3.weight", "3.bias", "4.weight", "4.bias"}
+    assert tracker.step()["3.weight"] == 0
+    assert freezer.step() == []
+    assert freezer.table()["frozen"].fillna(0).tolist() == [0, 2, 0]
+    assert freezer.table()["saved"].tolist() == pytest.approx([0, 1 / 3, 0])
+
+
+def test_the_backward_pass_ends_where_all_before_is_frozen(model):
+    tracker = RWCTracker(model)
+    tracker.step()
+    rwclib.Freezer(tracker, lambda table: ["0.weight", "3.weight"]).step()
+    assert not model[:6](X).requires_grad
+    assert model(X).requires_grad
+
+
+def test_the_rule_sees_the_layers_that_train_and_names_those_below_a_threshold(model):
+    tracker, seen = RWCTracker(model), []
+    below = freezing.below(0.5, "l2_ratio")
+
+    def rule(table):
+        seen.append(table["layer"].unique().tolist())
+        return below(table)
+
+    freezer = rwclib.Freezer(tracker, rule)
+    with torch.no_grad():
+        for layer, factor in ((0, 1.1), (3, 2.0), (7, 1.0)):
+            model[layer].weight.mul_(factor)
+    tracker.step()
+    assert freezer.step() == ["0.weight", "7.weight"]
+    freezer.step()
+    assert seen == [["0.weight", "3.weight", "7.weight"], ["3.weight"]]
+
+
+def test_a_layer_that_is_not_tracked_is_refused_by_name(model):
+    tracker = RWCTracker(model, "3.*")
+    tracker.step()
+    with pytest.raises(ConfigError, match="named 0.weight, which the tracker does not follow"):
+        rwclib.Freezer(tracker, lambda table: ["0.weight"]).step()
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_restart_goes_on_as_the_uninterrupted_training(model, make, tmp_path):
+    def rule(table):
+        return [f"{(0, 3)[len(seen) - 1]}.weight"] if len(seen) < 3 else []
+
+    seen = []
+
+    def epochs(model, tracker, freezer, optimizer, count):
+        for _ in range(count):
+            train(model, optimizer)
+            tracker.step()
+            seen.append(None)
+            freezer.step()
+
+    tracker, optimizer = RWCTracker(model), make(model.parameters())
+    freezer = rwclib.Freezer(tracker, rule)
+    epochs(model, tracker, freezer, optimizer, 1)
+    saved = {"model": model, "optimizer": optimizer, "tracker": tracker, "freezer": freezer}
+    torch.save({name: part.state_dict() for name, part in saved.items()}, tmp_path / "checkpoint.pt")
+    epochs(model, tracker, freezer, optimizer, 3)
+
+    other = copy.deepcopy(model).requires_grad_(True)
+    again = RWCTracker(other)
+    parts = {
+        "model": other,
+        "optimizer": make(other.parameters()),
+        "tracker": again,
+        "freezer": rwclib.Freezer(again, rule),
+    }
+    for name, state in torch.load(tmp_path / "checkpoint.pt").items():
+        parts[name].load_state_dict(state)
+    del seen[1:]
+    epochs(other, again, parts["freezer"], parts["optimizer"], 3)
+    for name, parameter in parameters(model).items():
+        assert torch.equal(parameter, other.get_parameter(name)), name
+    assert (
+        parts["freezer"].state_dict() == freezer.state_dict() == {"steps": 4, "frozen": {"0.weight": 1, "3.weight": 2}}
+    )
+    assert again.table().equals(tracker.table())
+
+
+def test_resetting_a_layer_shows_what_it_had_learned_and_leaves_the_model_as_it_was(model):
+    start = copy.deepcopy(model.state_dict())
+    train(model, OPTIMIZERS["sgd"](model[7:].parameters()), 30)
+    trained = copy.deepcopy(model.state_dict())
+
+    def accuracy(model):
+        with torch.no_grad():
+            return (model.eval()(X).argmax(1) == Y).float().mean().item()
+
+    whole, table = accuracy(model), rwclib.reset_layers(model, start, accuracy).set_index("layer")
+    assert table["depth"].tolist() == [1, 2, 3]
+    assert table.loc[["0.weight", "3.weight"], ["change", "l2_start"]].eq(0).all(axis=None)  # these did not train
+    with torch.no_grad():
+        model[7].weight.copy_(start["7.weight"])
+    assert table.loc["7.weight", "value"] == accuracy(model) < whole
+    assert table.loc["7.weight", "change"] == accuracy(model) - whole
+    distance = (trained["7.weight"] - start["7.weight"]).norm() / start["7.weight"].norm()
+    assert table.loc["7.weight", "l2_start"] == pytest.approx(distance.item())
+    with torch.no_grad():
+        model[7].weight.copy_(trained["7.weight"])
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+
+
+def test_a_failing_evaluation_leaves_the_model_as_it_was(model):
+    start, calls = copy.deepcopy(model.state_dict()), []
+    train(model, OPTIMIZERS["sgd"](model.parameters()))
+    trained = parameters(model)
+
+    def evaluate(model):
+        calls.append(None)
+        return 1 / (2 - len(calls))
+
+    with pytest.raises(ZeroDivisionError):
+        rwclib.reset_layers(model, start, evaluate)
+    assert all(torch.equal(value, trained[name]) for name, value in parameters(model).items())
+
+
+def test_a_start_without_a_layer_is_refused(model):
+    start = {name: value for name, value in model.state_dict().items() if name != "3.weight"}
+    with pytest.raises(ConfigError, match=r"3\.weight"):
+        rwclib.reset_layers(model, start, lambda model: 0.0)
