@@ -513,11 +513,17 @@ def softness(runs: pd.DataFrame) -> list[tuple]:
 def expected_cosine(lr: float, decay: float, momentum: float, n: int, growth: np.ndarray) -> np.ndarray:
     """w_t·w_s / |w_s|² after n steps of SGD: w and lr times momentum as one vector, driven by white noise."""
     d = lr * decay
-    matrix, push = np.array([[1 - d, -momentum], [d, momentum]]), np.array([-1.0, 1.0])
+    return cosine_of(
+        np.array([[1 - d, -momentum], [d, momentum]]), np.array([-1.0, 1.0]), d / (1 - momentum), n, growth
+    )
+
+
+def cosine_of(matrix: np.ndarray, push: np.ndarray, kappa: float, n: int, growth: np.ndarray) -> np.ndarray:
+    """The same of any such system that forgets kappa of its direction per step."""
     moments = np.linalg.solve(np.eye(4) - np.kron(matrix, matrix), np.kron(push, push)).reshape(2, 2)
     settled = (np.linalg.matrix_power(matrix, n) @ moments)[0, 0] / moments[0, 0]
     falling = np.abs(np.linalg.eigvals(matrix)).max() ** n
-    return settled + np.log(growth) * (1 - momentum) / (n * d) * (settled - falling)
+    return settled + np.log(growth) / (n * kappa) * (settled - falling)
 
 
 def beside_theory(runs: pd.DataFrame) -> pd.DataFrame:
@@ -611,6 +617,72 @@ def published_over_predicted(layers, factors, paper, model, dataset, groups) -> 
     ]
 
 
+def language(tables: dict[str, dict]) -> list[tuple]:
+    """N1 to N4, from the stored tables of the language model by inputs."""
+    eta, decay, beta = 1e-3, 0.1, 0.9
+    step = np.sqrt(2 * eta * decay * (1 - beta) / (1 + beta * (1 - eta * decay)))
+    ends = {"in_proj_weight": "attention in", "out_proj.weight": "attention out", "linear1.weight": "MLP in", "linear2.weight": "MLP out"}  # fmt: skip
+    rows = []
+    for profile, (steps, window) in {"quick": (2000, 100), "reduced": (10_000, 500)}.items():
+        keys = {(with_decay, seed): f"{profile!r}; {decay if with_decay else 0.0}; {seed}" for with_decay in (True, False) for seed in (0, 42, 123)}  # fmt: skip
+        if not set(keys.values()) <= set(tables):
+            continue
+        parts = []
+        for (with_decay, seed), key in keys.items():
+            table = pd.DataFrame(tables[key]).query("layer.str.startswith('blocks.')")
+            names = table["layer"].str.removeprefix("blocks.layers.").str.split(".", n=1, expand=True)
+            kinds = names[1].str.removeprefix("self_attn.").map(ends)
+            parts.append(table.assign(block=names[0].astype(int) + 1, kind=kinds, decay=with_decay, seed=seed))
+        table = pd.concat(parts, ignore_index=True)
+        table["late"] = table["step"] > steps / 2
+        spans = {span: of.pivot(index=["decay", "seed", "block", "kind"], columns="step", values="l2_norm") for span, of in table.groupby("span")}  # fmt: skip
+        growth = spans["window"].pct_change(axis=1).add(1).stack().rename("growth")
+        table = table[table["step"] > window].join(growth, on=["decay", "seed", "block", "kind", "step"])
+        single, wide = table[table["span"] == "step"], table[table["span"] == "window"]
+        for definition, column in (("Eq. 1", "rwc"), ("elementwise", "rwc_elementwise")):
+            blocks = np.log(wide[wide["decay"]].groupby(["block", "seed"])[column].median()).groupby("block").mean()
+            rows += [("N1", definition, profile, f"transformer help pages: block{b + 1} / block{b}", np.exp(blocks[b + 1] - blocks[b])) for b in (1, 2, 3)]  # fmt: skip
+            kinds = np.log(wide[wide["late"]].groupby(["decay", "kind", "seed"])[column].median()).groupby(["decay", "kind"]).mean()  # fmt: skip
+            rows += [("N3", definition, profile, f"{kind}: with / without weight decay", np.exp(kinds[True, kind] - kinds[False, kind])) for kind in ends.values()]  # fmt: skip
+        adamw = np.array([[1 - eta * decay, -beta], [0.0, beta]])
+        cosines = cosine_of(adamw, np.array([-1.0, 1.0]), eta * decay, window, wide["growth"].to_numpy())
+        over = wide["l2_ratio"] / np.sqrt(wide["growth"] ** 2 + 1 - 2 * cosines)
+        for claim, name, of, ratios in (("N2", "step over equilibrium", single, single["l2_ratio"] / step), ("N4", "window over theory", wide, over)):  # fmt: skip
+            mine = of.assign(ratio=ratios)[of["late"] & of["decay"]]
+            means = np.exp(np.log(mine.groupby(["kind", "seed"])["ratio"].median()).groupby("kind").mean())
+            rows += [(claim, "-", profile, f"{kind}: {name}", means[kind]) for kind in ends.values()]
+    return rows
+
+
+def freezing(tables: dict[str, dict]) -> list[tuple]:
+    """F1 to F3, from the stored tables of the freezing runs by inputs."""
+    rows = []
+    asked = (("F1", "constant", "lowest RWC", "random"), ("F2", "cosine", "lowest RWC", "random"), ("F3", "constant", "bottom up", "all train"))  # fmt: skip
+    for profile, (claim, schedule, a, b), share in itertools.product(("quick", "reduced"), asked, (0.2, 0.4)):
+        gains = []
+        for seed in (0, 42, 123):
+            found = []
+            for arm in (a, b):
+                key = f"{profile!r}; 'cifar10'; {schedule!r}; {arm!r}; {share if arm != 'all train' else 0.0}; {seed}"
+                found.append(pd.DataFrame(tables.get(key, {"top1": [], "seconds": []})))
+            mean = [sum(of["top1"].shift(k) for k in range(3)) / 3 for of in found]
+            if len(found[0]) and len(found[1]):
+                other = mean[1].iloc[-1]
+                if claim == "F3":  # at the time at which the other run ended
+                    other = np.interp(found[0]["seconds"].iloc[-1], found[1]["seconds"][2:], mean[1][2:])
+                gains.append((mean[0].iloc[-1], other))
+        if gains:
+            name = b if claim != "F3" else "all train, same time"
+            rows.append((claim, "-", profile, f"{schedule}, {share:.0%} spared: {a} - {name}", np.subtract(*np.mean(gains, 0))))  # fmt: skip
+    return rows
+
+
+def stored(results: Path, name: str) -> dict[str, dict]:
+    """Tables of `extensions/tables` by inputs."""
+    file = results / "extensions" / "tables" / f"{name}.json"
+    return json.loads(file.read_text())["tables"] if file.is_file() else {}
+
+
 def effects(results: Path) -> pd.DataFrame:
     """claim, definition, profile, comparison, effect of all that there are runs for."""
     rows = []
@@ -618,10 +690,11 @@ def effects(results: Path) -> pd.DataFrame:
         runs = read_runs(results, study.__name__)
         rows += study(runs) if len(runs) else []
         rows += extensions(runs) if study is layerwise and len(runs) else []
+    rows += language(stored(results, "language")) + freezing(stored(results, "freezing"))
     table = pd.DataFrame(rows, columns=["claim", "definition", "profile", "comparison", "effect"])
     table = table.dropna(subset="effect")  # not run
     claims = sorted(
-        table["claim"].unique(), key=lambda claim: ("LWDST".index(claim[0]), len(claim.rstrip("ab")), claim)
+        table["claim"].unique(), key=lambda claim: ("LWDSTNF".index(claim[0]), len(claim.rstrip("ab")), claim)
     )
     return table.sort_values("claim", key=lambda of: of.map(claims.index), kind="stable", ignore_index=True)
 

@@ -78,9 +78,10 @@ def test_t5_is_judged_on_settled_epochs_alone(quick, block4, verdict):
     assert parts.loc[parts["profile"] == "paper", "verdict"].tolist() == [verdict] * 2
 
 
-def test_the_claims_are_the_six_and_what_no_run_can_judge_says_why(quick):
+def test_the_claims_are_the_thirteen_and_what_no_run_can_judge_says_why(quick):
     table = extensions.STUDY.verdicts(quick)
-    assert table["claim"].unique().tolist() == [f"T{number}" for number in range(1, 7)]
+    letters = {"T": 6, "N": 4, "F": 3}
+    assert table["claim"].unique().tolist() == [f"{a}{i + 1}" for a, count in letters.items() for i in range(count)]
     reasons = table.set_index("claim")["reason"]
     assert reasons["T5"] == "needs 150 epochs"
     assert table.set_index("claim").loc["T2", "verdict"] == "not run"

@@ -21,7 +21,7 @@ BLOCKS, WIDTH, HEADS, CONTEXT, BATCH = 4, 128, 4, 64, 12
 LR, WARMUP, BETAS, CLIP = 1e-3, 100, (0.9, 0.99), 1.0
 DECAYS = (0.1, 0.0)
 SEEDS = (0, 42, 123)
-SIZES = {"smoke": (100, 10), "quick": (2_000, 100), "reduced": (10_000, 500)}  # steps, and those of a window
+SIZES = {"smoke": (100, 25), "quick": (2_000, 100), "reduced": (10_000, 500)}  # steps, and those of a window
 KINDS = {  # by the end of a weight tensor's name
     "in_proj_weight": "attention in", "out_proj.weight": "attention out", "linear1.weight": "MLP in", "linear2.weight": "MLP out",
 }  # fmt: skip
