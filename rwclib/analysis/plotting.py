@@ -172,7 +172,7 @@ def group_lines(
     """
     import seaborn as sns
 
-    alt = f"{title}: relative weight change by epoch, a line per layer, under both definitions"
+    alt = f"{title}: {' and '.join(METRICS[metric].axis for metric in metrics)} by epoch, a line per layer"
     with frame(1, len(metrics), size=(7.2, 4), alt=alt, caption=caption) as (figure, panels):
         for axes, metric in zip(panels[0], metrics, strict=True):
             axes.set_yscale("log")

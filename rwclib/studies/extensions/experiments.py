@@ -12,7 +12,7 @@ from rwclib.analysis import claims, theory
 from rwclib.analysis.claims import DEFINITIONS, INFINITY, RATIO_MARGIN, Cell, Claim, Comparison, level, ratio
 from rwclib.studies.extensions import freezing, language
 
-TRANSFORMER, TEXT, IMAGES = "transformer", "help pages", "cifar10"
+TRANSFORMER, TEXT, FROZEN, IMAGES = "transformer", "help pages", "resnet18, layers frozen", "cifar10"
 BLOCKS = [f"block{i + 1}" for i in range(language.BLOCKS)]
 KINDS = tuple(language.KINDS.values())
 SAME_TIME = f"{freezing.ALL}, same time"
@@ -29,7 +29,7 @@ def _arms(schedule: str, a: str, b: str, **settings: object) -> tuple[Comparison
     cells = [(_setting(schedule, share), share) for share in freezing.SHARES]
     return tuple(
         Comparison(f"{schedule}, {share:.0%} spared: {a} - {b}",
-                   ((1.0, Cell(freezing.MODEL, IMAGES, a, name)), (-1.0, Cell(freezing.MODEL, IMAGES, b, name))),
+                   ((1.0, Cell(FROZEN, IMAGES, a, name)), (-1.0, Cell(FROZEN, IMAGES, b, name))),
                    unit="points", **settings)
         for name, share in cells
     )  # fmt: skip
@@ -128,4 +128,4 @@ def _of_freezing() -> Iterator[tuple]:
     for profile, schedule, share, seed in every:
         tables = runs_of_freezing(profile, IMAGES, schedule, share, seed)
         for arm, top1 in accuracies(tables).items():
-            yield profile, "-", freezing.MODEL, _setting(schedule, share), IMAGES, arm, seed, top1
+            yield profile, "-", FROZEN, _setting(schedule, share), IMAGES, arm, seed, top1
