@@ -129,3 +129,15 @@ def _of_freezing() -> Iterator[tuple]:
         tables = runs_of_freezing(profile, IMAGES, schedule, share, seed)
         for arm, top1 in accuracies(tables).items():
             yield profile, "-", FROZEN, _setting(schedule, share), IMAGES, arm, seed, top1
+
+
+def train(profile: str = "reduced") -> None:
+    """Train what the stored tables of a profile lack, the first seed of everything first; with `RWC_STORE_TABLES=1` each is stored when done."""
+    for seed in language.SEEDS:
+        for decay in language.DECAYS:
+            language.language(profile, decay, seed)
+        for schedule, share in itertools.product(freezing.SCHEDULES, freezing.SHARES):
+            freezing.freezing(profile, IMAGES, schedule, freezing.ALL, 0.0, seed)
+            freezing.resets(profile, IMAGES, schedule, seed)
+            for arm in freezing.ARMS:
+                freezing.freezing(profile, IMAGES, schedule, arm, share, seed)
