@@ -18,15 +18,16 @@ def against(
     ylabel: str,
     caption: str,
     linear: bool = False,
+    joined: bool = False,
 ) -> Figure:
     """Measured values against x, a colour per label and a panel per title, with the same theoretical curves in each panel.
 
     Args:
-        table: columns panel, label, x, y; `low` and `high` where points have intervals. Label `AlexNet` is grey; points
-            of one label that have an x each, ten to fifty, are joined.
+        table: columns panel, label, x, y; `low` and `high` where points have intervals. Label `AlexNet` is grey.
         curves: by label, x and y, drawn as dark lines: solid, dashed, dotted.
         xlabel, ylabel, caption: of every panel, of the left one, below them.
         linear: y on a linear axis.
+        joined: the points of a label by lines.
     """
     names, colors = unique(table["panel"]), {"AlexNet": "0.65"}
     labels = [label for label in unique(table["label"]) if label not in colors]
@@ -37,8 +38,14 @@ def against(
         for axes, name in zip(panels[0], names, strict=True):
             of = table[table["panel"] == name]
             for label, rows in of.groupby("label", sort=False):
-                joined = "-" if rows["x"].is_unique and 10 < len(rows) < 50 else "none"
-                looks = {"color": colors[label], "ls": joined, "label": label, "marker": "o", "mec": "none", "lw": 1.3}
+                looks = {
+                    "color": colors[label],
+                    "ls": "-" if joined else "none",
+                    "label": label,
+                    "marker": "o",
+                    "mec": "none",
+                    "lw": 1.3,
+                }
                 looks |= {"ms": 2.5, "alpha": 0.4} if len(of) > 200 else {"ms": 4.5}
                 bars = [rows["y"] - rows["low"], rows["high"] - rows["y"]] if "low" in rows else None
                 axes.errorbar(rows["x"], rows["y"], yerr=bars, elinewidth=1, **looks)
