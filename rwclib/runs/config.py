@@ -24,6 +24,7 @@ ENGINES = {  # how the steps of a run are executed; no part of a RunConfig
     "eager": "op by op",
     "compile": "torch.compile",
     "graph": "every step one CUDA graph, needs a GPU",
+    "auto": "graph on a GPU; else compile where measurements say that it pays, for long bf16 runs of narrow networks, or eager",
 }
 
 PRIORITIES = {  # orders of a sweep's runs

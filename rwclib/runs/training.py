@@ -27,7 +27,7 @@ from rwclib.runs.final_measures import measured
 from rwclib.runs.record import epochs_table, layers_table, means, now, provenance
 from rwclib.runs.recording import IMAGES, Recorder
 from rwclib.runs.start import begin, generator, optimizer
-from rwclib.runs.steps import Steps, check_engine, resolve_device
+from rwclib.runs.steps import Steps, best_engine, check_engine, resolve_device
 from rwclib.tracker import RWCTracker
 
 CHECKPOINT_SECONDS = 20.0
@@ -96,6 +96,8 @@ def run(
     end = None if deadline is None else time.monotonic() + deadline - time.time()  # the clock may be set back
     check_engine(engine, chosen := resolve_device(device))
     images = data.load(config.dataset, data_dir).subset(config.n_train, config.n_test)
+    if engine == "auto":
+        engine = best_engine(config, chosen, len(images.y_train))
     with _ONE_RUN_AT_A_TIME, locks.hold(archive.lock_path(results, config)) as lease, _surroundings(chosen, threads):
         if not _was_finished_meanwhile(results, config, keep_weights):
             try:
