@@ -124,8 +124,8 @@ def measure(case: Case, quick: bool) -> list[dict]:
                 "compiling_cold_s": times[what][0][1] - lasts,
                 "compiling_warm_s": again[what][0][1] - again[what][1][1],
             }
-            saved = (median(eager) - median(epochs)) / config.n_train
-            row["pays_after"] = f"{row['compiling_cold_s'] / saved:,.0f} images" if saved > 0 else "never"
+            gain = (1 - 1 / row["over_eager"]) * median(eager) / config.n_train  # seconds an image
+            row["pays_after"] = f"{row['compiling_cold_s'] / gain / 1e6:.1f} million images" if gain > 0 else "never"
         if what == f"{auto}, bf16":
             row["what"] += " (auto)"
             row |= _table.verdict(ratio >= case.target, f">= {case.target} times the classical loop")

@@ -15,13 +15,7 @@ Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at once [defaul
 TimeBudget = Annotated[
     float | None, typer.Option(min=0, help="Seconds, start-up included, after which to stop cleanly.")
 ]
-Engine = Annotated[
-    str,
-    typer.Option(
-        help="; ".join(f"{name}: {what}" for name, what in ENGINES.items())
-        + ". With eager results are the same to the last bit on one machine."
-    ),
-]
+Engine = Annotated[str, typer.Option(help="; ".join(f"{name}: {what}" for name, what in ENGINES.items()))]
 Checkpoint = Annotated[float, typer.Option(min=0, help="Least seconds between checkpoints.")]
 Results = Annotated[Path | None, typer.Option(help="Archive folder [default: data/results of the repository].")]
 DataDir = Annotated[

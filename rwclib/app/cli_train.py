@@ -43,8 +43,8 @@ Plan = Annotated[
     bool,
     typer.Option(
         "--plan",
-        help="Train nothing: say what is left and how long it will take, at the archive's speeds on this kind of device; a network "
-        "without one trains four batches of random images, op by op.",
+        help="Train nothing: say what is left and how long it will take, at the archive's speeds on this kind of device, or "
+        "where it has none at that of a few batches, op by op.",
     ),
 ]
 Priority = Annotated[str, typer.Option(help="; ".join(f"{name}: {what}" for name, what in PRIORITIES.items()))]
@@ -143,8 +143,8 @@ def sweep(
     from rwclib.sweeps.progress import SweepProgress
     from rwclib.sweeps.sweep import run_all
 
-    configs = planning.order(studies.runs(study)(profile, models=only, datasets=dataset, seeds=seed), priority)
     folder = results or archive.default_results()
+    configs = planning.order(studies.runs(study)(profile, models=only, datasets=dataset, seeds=seed), priority)
     if plan:
         return _print_plan(configs, folder, device, jobs, as_json)
     opened = open_executor(executor, results=results, jobs=jobs, device=device, scheduler=scheduler, slurm=slurm or [])
@@ -159,10 +159,9 @@ def sweep(
         print(problem, file=sys.stderr)
     print(json.dumps(asdict(report), indent=1) if as_json else report.summary())
     if report.left:
-        left, about = [config for config in configs if config.name in report.left], ""
-        if local:
-            with pools.local_pool() as pool:  # has imported what counts operations
-                about = pool.submit(planning.outlook, left, folder, device, jobs).result()
+        left = [config for config in configs if config.name in report.left]
+        with pools.local_pool() if local else contextlib.nullcontext() as pool:  # has imported what counts operations
+            about = pool.submit(planning.outlook, left, folder, device, jobs).result() if pool else ""
         print(f"runs left: {len(left)}{about}; the same command goes on", file=sys.stderr)
     raise typer.Exit(0 if report.ok else 1)
 
@@ -198,11 +197,14 @@ def _telling_outlook(configs: list[RunConfig], results: Path, device: str, jobs:
     from rwclib.sweeps.worker import finished
 
     def tell(done: Future) -> None:
-        if not done.cancelled() and not done.exception():
-            print(f"runs to train: {len(left)}{done.result()}", file=sys.stderr)
+        if not done.cancelled() and not done.exception() and done.result():
+            print(f"expected{done.result()}".replace(",", ":"), file=sys.stderr)
 
     left = [config for config in configs if not finished(results, config)]
     _warn(left, device)
+    print(f"runs to train: {len(left)}", file=sys.stderr)
+    if not left:
+        return (yield)
     pool = pools.local_pool()
     pool.submit(planning.outlook, left, results, device, jobs).add_done_callback(tell)
     try:

@@ -96,8 +96,6 @@ def run(
     end = None if deadline is None else time.monotonic() + deadline - time.time()  # the clock may be set back
     check_engine(engine, chosen := resolve_device(device))
     images = data.load(config.dataset, data_dir).subset(config.n_train, config.n_test)
-    if engine == "auto":
-        engine = best_engine(config, chosen, len(images.y_train))
     with _ONE_RUN_AT_A_TIME, locks.hold(archive.lock_path(results, config)) as lease, _surroundings(chosen, threads):
         if not _was_finished_meanwhile(results, config, keep_weights):
             try:
@@ -161,6 +159,8 @@ class _Training:
         checkpoint_seconds: float,
         progress: Progress | None,
     ) -> None:
+        if engine == "auto":
+            engine = best_engine(config, device, len(images.y_train))
         self.config, self.images, self.results, self.device, self.engine = config, images, results, device, engine
         self.lease, self.end, self.checkpoint_seconds, self.progress = lease, end, checkpoint_seconds, progress
         if device.type == "cuda":
