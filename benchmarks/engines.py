@@ -27,7 +27,7 @@ after each epoch; each way a process with one thread, and the others wait while 
 over_eager (of the same precision): by CPU seconds, so that other work on the machine counts less, median of the epochs after the
 first. compiling: by how many seconds of wall clock the first epoch is longer, `cold` with an empty cache of PyTorch's, `warm` in a
 second process with the same cache. pays_after: training images from which on compiling with a cold cache is no loss. (auto): what
-`--engine auto` takes for 150 epochs of 50,000 images."""
+`--engine auto` takes."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def measure(case: Case, quick: bool) -> list[dict]:
     auto, compiled = "eager", "compile, bf16"
     if not quick:
         runs[compiled] = bf16, "compile"
-        auto = steps.best_engine(replace(bf16, epochs=150), torch.device("cpu"), 50_000)
+        auto = steps.best_engine(bf16, torch.device("cpu"), config.n_train)
     with tempfile.TemporaryDirectory() as cache:
         times = in_turns(runs, cache)
         again = in_turns({compiled: (replace(bf16, epochs=2), "compile")}, cache) if compiled in runs else {}

@@ -24,7 +24,7 @@ ENGINES = {  # how the steps of a run are executed; no part of a RunConfig
     "eager": "op by op, the results on one machine always the same to the last bit",
     "compile": "torch.compile",
     "graph": "every step one CUDA graph, needs a GPU",
-    "auto": "graph on a GPU; else compile where measurements say that it pays, for long bf16 runs of narrow networks, or eager",
+    "auto": "graph on a GPU, else eager: `rwc bench engines` shows what compiling costs and gains",
 }
 
 PRIORITIES = {  # orders of a sweep's runs

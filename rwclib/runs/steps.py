@@ -14,8 +14,6 @@ from rwclib.runs.config import ENGINES, RunConfig
 
 _WARM_UP = 3  # steps before the capture, as PyTorch's notes on CUDA graphs ask for
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86 and of ARM, as PyTorch names them
-_NARROW = 16  # channels of the first stage up to which compiling gains
-_LONG = 100_000  # training images from which on the gain exceeds what compiling costs
 
 
 def resolve_device(device: str) -> torch.device:
@@ -52,12 +50,11 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def best_engine(config: RunConfig, device: torch.device, n_train: int) -> str:
-    """The engine that `auto` stands for, of a run over so many training images; benchmarks/engines.py prints what the rule rests on."""
-    if device.type == "cuda":
-        return "graph"
-    images = config.batch_size * config.iterations or n_train * config.epochs
-    narrow_bf16 = config.precision == "bf16" and config.width <= _NARROW and has_bf16(device)
-    return "compile" if narrow_bf16 and images >= _LONG else "eager"
+    """The engine that `auto` stands for, of a run on so many training images: graph on a GPU if a batch is full, else eager.
+
+    Not compile: on a CPU it takes minutes and gains nothing to speak of at any width (benchmarks/engines.py prints both).
+    """
+    return "graph" if device.type == "cuda" and n_train >= config.batch_size else "eager"
 
 
 class Steps:
