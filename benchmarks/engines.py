@@ -99,10 +99,9 @@ def measure(case: Case, quick: bool) -> list[dict]:
         "eager, fp32": (replace(config, precision="fp32"), "eager"),
         "eager, bf16": (bf16, "eager"),
     }
-    auto, compiled = "eager", "compile, bf16"
+    auto, compiled = steps.best_engine(bf16, torch.device("cpu"), config.n_train), "compile, bf16"
     if not quick:
         runs[compiled] = bf16, "compile"
-        auto = steps.best_engine(bf16, torch.device("cpu"), config.n_train)
     with tempfile.TemporaryDirectory() as cache:
         times = in_turns(runs, cache)
         again = in_turns({compiled: (replace(bf16, epochs=2), "compile")}, cache) if compiled in runs else {}

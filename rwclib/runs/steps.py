@@ -52,7 +52,7 @@ def has_bf16(device: torch.device) -> bool:
 def best_engine(config: RunConfig, device: torch.device, n_train: int) -> str:
     """The engine that `auto` stands for, of a run on so many training images: graph on a GPU if a batch is full, else eager.
 
-    Not compile: on a CPU it takes minutes and gains nothing to speak of at any width (benchmarks/engines.py prints both).
+    Not compile: on a CPU it takes minutes and gains 7% at best (benchmarks/engines.py prints both).
     """
     return "graph" if device.type == "cuda" and n_train >= config.batch_size else "eager"
 
