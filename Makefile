@@ -38,6 +38,7 @@ notebooks: setup  ## run the notebooks again and store their outputs and figures
 bench: setup  ## measure on a quiet machine, store the tables and quote their ratios in docs/speed.md; `rwc bench gpu` on a GPU
 	$(BIN)/python benchmarks/tracker.py --json benchmarks/results/tracker.json
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
+	$(BIN)/python benchmarks/engines.py --json benchmarks/results/engines.json
 	$(BIN)/python benchmarks/sweep.py --json benchmarks/results/sweep.json
 	$(BIN)/python benchmarks/scheduling.py --json benchmarks/results/scheduling.json
 	$(BIN)/python benchmarks/clustering.py --json benchmarks/results/clustering.json

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 TITLES = {
     "tracker": "Cost of `tracker.step()`, in copies of the weights and beside TensorBoard's histograms",
     "training": "Training with data pipeline, tracking and checkpoints against the bare loop (quarter-width ResNet-18)",
+    "engines": "One training process by engine and precision, over the classical loop; seconds of compiling with an empty cache and with a full one",
     "sweep": "Sweeps, of eight eighth-width AlexNet runs unless a row names others: images/s of two processes over those of each way",
     "scheduling": "Each study's published-size grid on many workers like those that trained the archive, planned",
     "clustering": "Clustering of 2,000 layers by 500 epochs on one core",

@@ -32,6 +32,10 @@ ROWS = {
         ("bare loop, one resident batch", None), ("training.run, recorded epochs", None),
         ("training.run, strict, with checkpoints", ">= 0.95"), ("training.run, strict, CPU seconds", None),
     ],
+    "engines": [
+        ("classical loop, fp32", None), ("eager, fp32", None),
+        ("eager, bf16 (auto)", ">= 3.0 times the classical loop"),
+    ],
     "clustering": [
         ("clean, choose_k (k = 1 to 17), cluster, project", "<= 10 s"), ("stability of k-means, k = 5", None),
         ("labels, k-means", None), ("labels, agglomerative", None), ("labels, hdbscan", None),
@@ -100,7 +104,7 @@ def test_a_benchmark_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "rwclib", "bench", "magic"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert (
-        "unknown benchmark 'magic'; known: clustering, compare, gpu, memory, scheduling, sweep, tracker, training"
+        "unknown benchmark 'magic'; known: clustering, compare, engines, gpu, memory, scheduling, sweep, tracker, training"
         in done.stderr
     )
 

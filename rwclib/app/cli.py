@@ -125,7 +125,7 @@ def report(
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="tracker, training, sweep, scheduling, clustering, memory, compare or gpu.")
+        str, typer.Argument(help="tracker, training, engines, sweep, scheduling, clustering, memory, compare or gpu.")
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Toy size: shows that it runs, measures nothing.")] = False,
     into: Annotated[Path | None, typer.Option("--json", help="Write the environment and the rows here too.")] = None,

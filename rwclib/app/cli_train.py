@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import MISSING, fields, replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import MISSING, asdict, fields, replace
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import rwclib
+from rwclib import studies
 from rwclib.app.cli_options import PROFILE_HELP, AsJson, Checkpoint, DataDir, Device, Engine, Jobs, Results, TimeBudget
 from rwclib.runs.config import PRIORITIES, RunConfig
-from rwclib.studies import STUDIES
 
 Executor = Annotated[
     str,
@@ -34,6 +37,14 @@ Slurm = Annotated[
         metavar="KEY=VALUE",
         help="With slurm; repeat for more: partition=gpu, gpus_per_node=1, mem_gb=16, timeout_min=240, ...; a job at its "
         "time limit is queued again. cluster=local tries it on this machine without Slurm.",
+    ),
+]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Train nothing: say what is left and how long it will take, at the archive's speeds on this kind of device, or "
+        "where it has none at that of a few batches, op by op.",
     ),
 ]
 Priority = Annotated[str, typer.Option(help="; ".join(f"{name}: {what}" for name, what in PRIORITIES.items()))]
@@ -86,6 +97,7 @@ def train(
     if model not in layerwise.NETWORKS:
         base = replace(base, lr=0.01)
     config = replace(base, **{"study": "custom", "precision": "fp32"} | given)
+    _warn([config], device)
     place = training.run(
         config, results=results or archive.default_results(), data_dir=data_dir, device=device, engine=engine,
         threads=threads, deadline=rwclib.STARTED + time_budget if time_budget is not None else None, checkpoint_seconds=checkpoint_seconds,
@@ -95,7 +107,7 @@ def train(
 
 
 def sweep(
-    study: Annotated[str, typer.Argument(help=", ".join(STUDIES))],
+    study: Annotated[str, typer.Argument(help=", ".join(studies.STUDIES))],
     profile: Annotated[str, typer.Option(help=PROFILE_HELP)] = "quick",
     only: Annotated[
         list[str] | None, typer.Option("--model", "--only", help="Only these models; repeat for more.")
@@ -112,6 +124,7 @@ def sweep(
     slurm: Slurm = None,
     priority: Priority = "seeds",
     chunk: Annotated[int, typer.Option(min=1, help="Runs per job, one after the other.")] = 1,
+    plan: Plan = False,
     time_budget: TimeBudget = None,
     checkpoint_seconds: Checkpoint = 20.0,
     as_json: AsJson = False,
@@ -122,20 +135,21 @@ def sweep(
     """
     from rwclib.sweeps import pools
 
-    if executor == "local":
+    if local := executor == "local":  # elsewhere the machines, and how many there are, are not known
         pools.start_server()  # imports PyTorch while this process does
-    from dataclasses import asdict
-
-    from rwclib import studies
     from rwclib.runs import archive
     from rwclib.sweeps import forecast as planning
     from rwclib.sweeps.executors import open_executor
     from rwclib.sweeps.progress import SweepProgress
     from rwclib.sweeps.sweep import run_all
 
+    folder = results or archive.default_results()
     configs = planning.order(studies.runs(study)(profile, models=only, datasets=dataset, seeds=seed), priority)
+    if plan:
+        return _print_plan(configs, folder, device, jobs, as_json)
     opened = open_executor(executor, results=results, jobs=jobs, device=device, scheduler=scheduler, slurm=slurm or [])
-    with opened as (pool, at_once), SweepProgress(configs) as tell:
+    telling = _telling_outlook(configs, folder, device, jobs) if local else contextlib.nullcontext()
+    with opened as (pool, at_once), SweepProgress(configs) as tell, telling:
         budget = None if time_budget is None else max(0.0, rwclib.STARTED + time_budget - time.time())
         report = run_all(
             configs, results=results, data_dir=data_dir, device=device, engine=engine, jobs=at_once, executor=pool, chunk=chunk,
@@ -146,9 +160,56 @@ def sweep(
     print(json.dumps(asdict(report), indent=1) if as_json else report.summary())
     if report.left:
         left = [config for config in configs if config.name in report.left]
-        about = ""
-        if executor == "local":  # elsewhere the machines, and how many there are, are not known
-            with pools.local_pool() as pool:  # has imported what counts operations
-                about = pool.submit(planning.outlook, left, results or archive.default_results(), device, jobs).result()
+        with pools.local_pool() if local else contextlib.nullcontext() as pool:  # has imported what counts operations
+            about = pool.submit(planning.outlook, left, folder, device, jobs).result() if pool else ""
         print(f"runs left: {len(left)}{about}; the same command goes on", file=sys.stderr)
     raise typer.Exit(0 if report.ok else 1)
+
+
+def _warn(configs: list[RunConfig], device: str) -> None:
+    """One sentence if these runs need bf16 and the processor has no instructions for it."""
+    from rwclib.runs import steps
+
+    if any(config.precision == "bf16" for config in configs) and not steps.has_bf16(steps.resolve_device(device)):
+        print("this processor has no bf16 instructions: bf16 is emulated, and fp32 would be faster", file=sys.stderr)
+
+
+def _print_plan(configs: list[RunConfig], results: Path, device: str, jobs: int | None, as_json: bool) -> None:
+    from rwclib.sweeps import forecast as planning
+    from rwclib.sweeps import pools
+
+    _warn(configs, device)
+    with pools.local_pool() as pool:
+        found = pool.submit(planning.plan, configs, results, device, jobs).result()
+    if as_json:
+        return print(json.dumps(found, indent=1))
+    for row in found["networks"]:
+        print(f"{row['network']}: {row['runs']} runs, {planning.about(row['hours_each'])} each")
+    total = f", {planning.about(found['hours'])} with {found['jobs']} at once" if found["runs"] else ""
+    print(f"runs left: {found['runs']}{total}")
+
+
+@contextlib.contextmanager
+def _telling_outlook(configs: list[RunConfig], results: Path, device: str, jobs: int | None) -> Iterator[None]:
+    """Say how many runs are left and, as soon as a process of its own has worked it out, how long they will take."""
+    from rwclib.sweeps import forecast as planning
+    from rwclib.sweeps import pools
+    from rwclib.sweeps.worker import finished
+
+    def tell(done: Future) -> None:
+        if not done.cancelled() and not done.exception() and done.result():
+            print(f"expected{done.result()}".replace(",", ":"), file=sys.stderr)
+
+    left = [config for config in configs if not finished(results, config)]
+    _warn(left, device)
+    print(f"runs to train: {len(left)}", file=sys.stderr)
+    if not left:
+        return (yield)
+    pool = pools.local_pool()
+    pool.submit(planning.outlook, left, results, device, jobs).add_done_callback(tell)
+    try:
+        yield
+    finally:
+        for process in list(pool._processes.values()):  # where the runs were faster
+            process.terminate()
+        pool.shutdown()

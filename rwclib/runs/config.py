@@ -21,9 +21,10 @@ PROFILES = {
 }
 
 ENGINES = {  # how the steps of a run are executed; no part of a RunConfig
-    "eager": "op by op",
+    "eager": "op by op, the results on one machine always the same to the last bit",
     "compile": "torch.compile",
     "graph": "every step one CUDA graph, needs a GPU",
+    "auto": "graph on a GPU, else eager: `rwc bench engines` shows what compiling costs and gains",
 }
 
 PRIORITIES = {  # orders of a sweep's runs

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rwclib.errors import ConfigError
-from rwclib.runs.config import ENGINES
+from rwclib.runs.config import ENGINES, RunConfig
 
 _WARM_UP = 3  # steps before the capture, as PyTorch's notes on CUDA graphs ask for
+_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86 and of ARM, as PyTorch names them
 
 
 def resolve_device(device: str) -> torch.device:
@@ -43,6 +44,19 @@ def check_engine(engine: str, device: torch.device) -> str:
     return engine
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16; a CPU without them emulates it and is slower than in fp32."""
+    return device.type != "cpu" or any(torch.cpu.get_capabilities().get(name) for name in _BF16)
+
+
+def best_engine(config: RunConfig, device: torch.device, n_train: int) -> str:
+    """The engine that `auto` stands for, of a run on so many training images: graph on a GPU if a batch is full, else eager.
+
+    Not compile: on a CPU it takes minutes and gains 7% at best (benchmarks/engines.py prints both).
+    """
+    return "graph" if device.type == "cuda" and n_train >= config.batch_size else "eager"
+
+
 class Steps:
     """Trains and evaluates `model` batch by batch; losses and hits are summed on the device, nothing is read back.
 
@@ -55,7 +69,7 @@ class Steps:
             evaluation; added to in place.
         batch_size: of a full training batch.
         precision: `fp32`, or `bf16` autocast.
-        engine: a name in `rwclib.runs.config.ENGINES`.
+        engine: a name in `rwclib.runs.config.ENGINES`, not `auto`.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from rwclib.runs.final_measures import measured
 from rwclib.runs.record import epochs_table, layers_table, means, now, provenance
 from rwclib.runs.recording import IMAGES, Recorder
 from rwclib.runs.start import begin, generator, optimizer
-from rwclib.runs.steps import Steps, check_engine, resolve_device
+from rwclib.runs.steps import Steps, best_engine, check_engine, resolve_device
 from rwclib.tracker import RWCTracker
 
 CHECKPOINT_SECONDS = 20.0
@@ -159,6 +159,8 @@ class _Training:
         checkpoint_seconds: float,
         progress: Progress | None,
     ) -> None:
+        if engine == "auto":
+            engine = best_engine(config, device, len(images.y_train))
         self.config, self.images, self.results, self.device, self.engine = config, images, results, device, engine
         self.lease, self.end, self.checkpoint_seconds, self.progress = lease, end, checkpoint_seconds, progress
         if device.type == "cuda":

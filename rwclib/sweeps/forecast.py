@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
@@ -16,9 +17,12 @@ from rwclib.errors import ArchiveError, ConfigError
 from rwclib.runs import archive, checkpoint, data, models, steps
 from rwclib.runs.config import PRIORITIES, RunConfig
 from rwclib.runs.recording import EVERY, IMAGES
+from rwclib.runs.start import optimizer
 from rwclib.sweeps.sweep import default_jobs, generations
+from rwclib.sweeps.worker import finished
 
 _BACKWARD = 2  # costs twice what the forward pass does
+_STEPS = 3  # that are measured of a network whose speed is not known, after one that warms up
 
 
 def forward_flops(model: str, dataset: str, width: int, image_size: int) -> int:
@@ -91,11 +95,58 @@ def seconds(config: RunConfig, speeds: Mapping[tuple[str, str, str, int], float]
     return None
 
 
-def seconds_left(configs: Iterable[RunConfig], results: str | Path, device: str) -> list[float] | None:
-    """Expected seconds of each unfinished run, less what its checkpoint holds; None if no speed is known."""
-    configs = list(configs)
-    networks = {config.model for config in configs}
-    speeds, times = rates(results, networks) or rates(results), []
+def measured_speed(config: RunConfig, device: torch.device) -> float:
+    """Floating-point operations per second of a few training steps on random images, with engine `eager` and PyTorch's threads."""
+    known = data.get(config.dataset)
+    network = models.build(
+        config.model, num_classes=known.num_classes, in_channels=known.in_channels, width=config.width
+    ).to(device, memory_format=torch.channels_last)
+    sums = torch.zeros(2, 3, dtype=torch.float64, device=device)
+    step = steps.Steps(
+        network, optimizer(config, network, "eager"), sums, batch_size=config.batch_size, precision=config.precision, engine="eager"
+    )  # fmt: skip
+    x = torch.rand(config.batch_size, known.in_channels, config.image_size, config.image_size, device=device)
+    y, ends = torch.zeros(config.batch_size, dtype=torch.int64, device=device), []
+    for _ in range(1 + _STEPS):
+        step.train(x.contiguous(memory_format=torch.channels_last), y)
+        sums.sum().item()  # waits for the GPU
+        ends.append(time.perf_counter())
+    operations = forward_flops(config.model, config.dataset, config.width, config.image_size) * (1 + _BACKWARD)
+    return operations * config.batch_size * _STEPS / (ends[-1] - ends[0])
+
+
+def plan(configs: Iterable[RunConfig], results: str | Path, device: str, jobs: int | None) -> dict:
+    """The runs left and the hours that they will take here: in all, and of each network, whose speed is measured if the archive has none.
+
+    To be called in a process of its own: it sets PyTorch's threads to one, as runs of a sweep have it.
+    """
+    torch.set_num_threads(1)
+    left, after = parents_first(config for config in configs if not finished(Path(results), config))
+    chosen, at_once = steps.resolve_device(device), jobs or default_jobs(device)
+    name, share = steps.device_name(chosen), at_once if chosen.type == "cuda" else 1  # runs at once share a GPU
+    try:
+        speeds = rates(results, {config.model for config in left})
+    except ArchiveError:  # a damaged run of another sweep, which is not this one's to report
+        speeds = {}
+    for config in left:
+        key = name, config.model, config.precision, config.width
+        if key not in speeds:
+            speeds[key] = measured_speed(config, chosen) / share
+    times = seconds_left(left, results, name, speeds)
+    hours = defaultdict(list)
+    for config, lasts in zip(left, times, strict=True):
+        hours[f"{config.model}, width {config.width}, {config.precision}"].append(lasts / 3600)
+    rows = [{"network": key, "runs": len(of), "hours_each": sum(of) / len(of)} for key, of in hours.items()]
+    return {"runs": len(left), "jobs": at_once, "hours": makespan(times, at_once, after) / 3600, "networks": rows}
+
+
+def seconds_left(
+    configs: Iterable[RunConfig], results: str | Path, device: str, speeds: Mapping[tuple, float] | None = None
+) -> list[float] | None:
+    """Expected seconds of each unfinished run, less what its checkpoint holds, at the archive's or other speeds; None if none is known."""
+    configs, times = list(configs), []
+    if speeds is None:
+        speeds = rates(results, {config.model for config in configs}) or rates(results)
     for config in configs:
         expected = seconds(config, speeds, device)
         if expected is None:
@@ -112,11 +163,14 @@ def outlook(configs: Sequence[RunConfig], results: str | Path, device: str, jobs
         times, at_once = seconds_left(configs, results, steps.device_name(chosen)), jobs or default_jobs(device)
     except ArchiveError:  # a damaged run of another sweep, which is not this one's to report
         return ""
-    if times is None:
+    if not times:
         return ""
-    minutes = makespan(times, at_once) / 60
-    about = f"{max(1, round(minutes))} min" if minutes < 120 else f"{minutes / 60:.0f} hours"
-    return f", about {about} with {at_once} at once"
+    return f", {about(makespan(times, at_once) / 3600)} with {at_once} at once"
+
+
+def about(hours: float) -> str:
+    """`about 90 min` or `about 3 hours`."""
+    return f"about {max(1, round(60 * hours))} min" if hours < 2 else f"about {hours:.0f} hours"
 
 
 def makespan(durations: Sequence[float], workers: int, after: Sequence[int | None] | None = None) -> float:

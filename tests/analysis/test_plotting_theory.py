@@ -7,11 +7,11 @@ from matplotlib.colors import to_hex
 from rwclib.analysis import plotting_theory
 
 
-def drawn(labels, panels=("p",), points=3, **columns):
-    rows = [(p, label, x, 2.0 * x) for p in panels for label in labels for x in np.geomspace(1, 5, points)]
+def drawn(labels, panels=("p",), joined=False, **columns):
+    rows = [(p, label, x, 2.0 * x) for p in panels for label in labels for x in np.geomspace(1, 5, 3)]
     table = pd.DataFrame(rows, columns=["panel", "label", "x", "y"]).assign(**columns)
     curves = {"equal": (np.array([0.01, 100]), np.array([0.01, 100]))}
-    return plotting_theory.against(table, curves, xlabel="x", ylabel="y", caption="c")
+    return plotting_theory.against(table, curves, xlabel="x", ylabel="y", caption="c", joined=joined)
 
 
 def test_labels_have_their_colours_alexnet_is_grey_and_every_curve_is_named():
@@ -23,12 +23,12 @@ def test_labels_have_their_colours_alexnet_is_grey_and_every_curve_is_named():
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["equal", "AlexNet", "block1", "block2"]
 
 
-def test_curves_do_not_stretch_panels_and_points_of_a_curve_are_joined():
+def test_curves_do_not_stretch_panels_and_points_are_joined_if_asked():
     for axes in drawn(["a"], panels=["p", "q"]).axes:
         assert axes.get_xlim()[1] < 10
     assert drawn(["a"]).axes[0].get_xlim()[1] > 50
-    assert drawn(["a"], points=20).axes[0].containers[0][0].get_linestyle() == "-"
-    assert drawn(["a"], points=5).axes[0].containers[0][0].get_linestyle() == "None"
+    assert drawn(["a"], joined=True).axes[0].containers[0][0].get_linestyle() == "-"
+    assert drawn(["a"]).axes[0].containers[0][0].get_linestyle() == "None"
 
 
 def test_intervals_are_drawn_where_there_are_any():

@@ -1,15 +1,20 @@
 """The command as a user meets it: outputs, exit codes, and one sentence for everything that goes wrong."""
 
 import json
+import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from rwclib import archive, models
 from rwclib.app import cli, notebooks
 from rwclib.errors import ConfigError, NotebookError
+from rwclib.studies import layerwise
+from rwclib.sweeps import pools
 from tests.conftest import ROOT, contents, rwc
 
 TRAIN = [
@@ -120,6 +125,24 @@ def test_bad_usage_is_one_sentence_and_changes_nothing(capsys, tmp_path, monkeyp
     if err.startswith("rwc: "):
         assert len(err.strip().splitlines()) == 1
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("instructions", ["amx_bf16", "avx512_f"])
+def test_a_plan_prints_what_is_left_warns_of_emulation_and_starts_nothing(capsys, tmp_path, monkeypatch, instructions):
+    monkeypatch.setattr(pools, "local_pool", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
+    words = ["sweep", "layerwise", "--profile", "narrow", "--only", "alexnet", "--seed", 0, "--seed", 42, "--plan"]
+    words += ["--device", "cpu", "--jobs", 2, "--results", tmp_path / "results"]
+    runs = len(layerwise.runs("narrow", models=["alexnet"], seeds=[0, 42]))
+    code, out, err = run(capsys, *words)
+    assert code == 0
+    first, last = out.splitlines()
+    assert re.fullmatch(rf"alexnet, width 16, bf16: {runs} runs, about \d+ (min|hours) each", first)
+    assert re.fullmatch(rf"runs left: {runs}, about \d+ (min|hours) with 2 at once", last)
+    assert ("bf16 is emulated" in err) == (instructions == "avx512_f")
+    found = json.loads(run(capsys, *words, "--json")[1])
+    assert (found["runs"], found["jobs"], found["networks"][0]["runs"]) == (runs, 2, runs)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_debug_shows_the_traceback():

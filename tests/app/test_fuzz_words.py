@@ -53,7 +53,7 @@ COMMANDS = [
 ]  # fmt: skip
 OPTIONS = [
     "--model", "--dataset", "--width", "--epochs", "--seed", "--lr", "--n-train", "--optimizer", "--flip", "--profile", "--only", "--results",
-    "--data-dir", "--device", "--engine", "--threads", "--time-budget", "--jobs", "--executor", "--scheduler", "--slurm", "--priority",
+    "--data-dir", "--device", "--engine", "--threads", "--time-budget", "--jobs", "--executor", "--scheduler", "--slurm", "--priority", "--plan",
     "--json", "--format", "--into", "-p", "--parameter", "--retrain", "--study", "--debug=", "--help", "--", "-", "--quick", "--shuffle",
     "--checkpoint-seconds", "--output",
 ]  # fmt: skip
@@ -73,7 +73,7 @@ def test_the_command_line_answers_in_one_sentence(count, tmp_path, monkeypatch, 
 
     for target in (
         "runs.training.run", "sweeps.sweep.run_all", "runs.data.fetch", "app.notebooks.execute",
-        "sweeps.executors._dask", "sweeps.executors._submitit",
+        "sweeps.executors._dask", "sweeps.executors._submitit", "sweeps.pools.local_pool",
     ):  # fmt: skip
         monkeypatch.setattr(f"rwclib.{target}", stop)
     monkeypatch.setattr(subprocess, "run", stop)

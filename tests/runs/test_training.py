@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rwclib import RWCTracker, archive, data, models, training
+from rwclib import RunConfig, RWCTracker, archive, data, models, training
 from rwclib.errors import ArchiveError, ConfigError, DivergedError, OutOfTimeError
 from rwclib.runs import checkpoint
-from rwclib.runs.steps import Steps
+from rwclib.runs.steps import Steps, best_engine
 from tests.conftest import contents, tables
 
 
@@ -123,7 +123,7 @@ def test_steps_that_are_undone_leave_no_trace(config):
 def test_the_engine_is_checked_before_anything_is_read(config, tmp_path):
     with pytest.raises(ConfigError, match="engine 'graph' needs a GPU"):
         training.run(config, results=tmp_path / "results", device="cpu", engine="graph")
-    with pytest.raises(ConfigError, match="unknown engine 'magic'; known: eager, compile, graph"):
+    with pytest.raises(ConfigError, match="unknown engine 'magic'; known: eager, compile, graph, auto$"):
         training.run(config, results=tmp_path / "results", engine="magic")
     assert not (tmp_path / "results").exists()
 
@@ -202,11 +202,22 @@ def test_torch_compile_trains_to_nearly_the_same_numbers(config, tmp_path, monke
     monkeypatch.setattr(
         torch, "compile", lambda model: compiled.append(model) or torch._dynamo.optimize("eager")(model)
     )
-    plain = archive.read_dir(training.run(config, results=tmp_path / "a"))
-    fast = archive.read_dir(training.run(config, results=tmp_path / "b", engine="compile"))
+    plain = archive.read_dir(training.run(config, results=tmp_path / "a", device="cpu", engine="auto"))
+    monkeypatch.setattr(training, "best_engine", lambda *words: "compile")
+    fast = archive.read_dir(training.run(config, results=tmp_path / "b", device="cpu", engine="auto"))
     assert len(compiled) == 1
+    assert [run.record["provenance"]["engine"] for run in (plain, fast)] == ["eager", "compile"]
     assert list(fast.layers["layer"]) == list(plain.layers["layer"])
     np.testing.assert_allclose(fast.layers["rwc"], plain.layers["rwc"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "engine"),
+    [("cpu", 50_000, "eager"), ("cuda", 50_000, "graph"), ("cuda", 128, "graph"), ("cuda", 127, "eager")],
+)
+def test_auto_takes_graphs_of_full_batches_on_a_gpu(device, images, engine):
+    config = RunConfig(model="resnet18", dataset="cifar10", batch_size=128, precision="bf16")
+    assert best_engine(config, torch.device(device), images) == engine
 
 
 def test_bf16_autocast_keeps_float32_weights_and_similar_changes(config, tmp_path):

@@ -98,6 +98,22 @@ def test_what_is_left_counts_the_epochs_of_a_checkpoint(config, tmp_path):
     assert planning.seconds_left([config], tmp_path, "cpu")[0] == pytest.approx(whole * 2 / 3)
 
 
+def test_a_plan_measures_the_speeds_that_the_archive_lacks(config, tmp_path, monkeypatch):
+    runs = [replace(config, seed=seed) for seed in range(3)]
+    found = planning.plan(runs, tmp_path, "cpu", 2)
+    [row] = found["networks"]
+    assert (row["network"], row["runs"], found["runs"], found["jobs"]) == ("resnet18, width 8, fp32", 3, 3, 2)
+    assert found["hours"] == pytest.approx(2 * row["hours_each"])
+    assert 1e8 < planning.work(config) / row["hours_each"] / 3600 < 1e13  # operations per second of a processor
+    assert not any(tmp_path.iterdir())
+
+    monkeypatch.setattr(planning, "measured_speed", None)  # would be an error to call
+    place = training.run(config, results=tmp_path, device="cpu")
+    lasted = archive.read_dir(place).record["provenance"]["train_and_test_seconds"]
+    found = planning.plan(runs, tmp_path, "cpu", 1)
+    assert (found["runs"], found["hours"]) == (2, pytest.approx(2 * lasted / 3600))
+
+
 @pytest.mark.parametrize(("workers", "expected"), [(1, 10.0), (2, 7.0), (3, 5.0), (9, 4.0)])
 def test_makespan(workers, expected):
     assert planning.makespan([3.0, 1.0, 2.0, 4.0], workers) == expected

@@ -197,7 +197,8 @@ def test_the_commands_time_budget_counts_its_start_and_says_what_is_left(tmp_pat
     done = rwc(*arguments, "--device", "cpu", "--time-budget", 6, "--jobs", 2, "--results", tmp_path)
     assert done.returncode == 0
     assert done.stdout == "2 left for the next call\n"
-    assert re.search(r"^runs left: 2; the same command goes on$", done.stderr, re.MULTILINE)  # no speed is known yet
+    assert re.search(r"^runs to train: 2$", done.stderr, re.MULTILINE)  # no speed is known yet
+    assert re.search(r"^runs left: 2; the same command goes on$", done.stderr, re.MULTILINE)
     for place in archive.directories(archive.default_results())[-1:]:
         shutil.copytree(place, tmp_path / "layerwise" / place.name)
     configs = layerwise.runs("quick", models=["resnet18"], datasets=["fashion_mnist_sample"])
