@@ -665,12 +665,12 @@ def freezing(tables: dict[str, dict]) -> list[tuple]:
             for arm in (a, b):
                 key = f"{profile!r}; 'cifar10'; {schedule!r}; {arm!r}; {share if arm != 'all train' else 0.0}; {seed}"
                 found.append(pd.DataFrame(tables.get(key, {"top1": [], "seconds": []})))
-            mean = [sum(of["top1"].shift(k) for k in range(3)) / 3 for of in found]
             if len(found[0]) and len(found[1]):
-                other = mean[1].iloc[-1]
-                if claim == "F3":  # at the time at which the other run ended
-                    other = np.interp(found[0]["seconds"].iloc[-1], found[1]["seconds"][2:], mean[1][2:])
-                gains.append((mean[0].iloc[-1], other))
+                mine, other = found[0]["top1"][-3:].mean(), found[1]["top1"][-3:].mean()
+                if claim == "F3":  # at the times at which the other run had its last epochs, in first epochs
+                    times = [of["seconds"] / of["seconds"][0] for of in found]
+                    other = np.interp(times[0][-3:], times[1], found[1]["top1"]).mean()
+                gains.append((mine, other))
         if gains:
             name = b if claim != "F3" else "all train, same time"
             rows.append((claim, "-", profile, f"{schedule}, {share:.0%} spared: {a} - {name}", np.subtract(*np.mean(gains, 0))))  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rwclib import _sharding, metrics
 from rwclib._layers import LayerFilter, weight_tensors
 from rwclib._reference import take
+from rwclib.errors import ConfigError
 
 
 @torch.no_grad()
@@ -23,7 +24,8 @@ def reset_layers(
 ) -> pd.DataFrame:
     """Evaluate the model with one layer at a time set back ("Are All Layers Created Equal?", arXiv 1902.01996, JMLR 2022).
 
-    Only the layer's weight tensor is set back; biases, normalisation and its running statistics stay. The model is left as it was.
+    Only the layer's weight tensor is set back; biases, normalisation and its running statistics stay. The model is left as it was,
+    in its mode too, but for running statistics that `evaluate` lets change: evaluate in evaluation mode.
 
     Args:
         start: a checkpoint of the start, as `rwclib.compare` takes it (a path or a state_dict).
@@ -35,18 +37,23 @@ def reset_layers(
         the start over the start's norm, ratio).
 
     Raises:
-        ConfigError, DataError: `start` lacks a layer, or cannot be read.
+        ConfigError, DataError: `start` lacks a layer, cannot be read, or is what the model is now.
     """
     weights = weight_tensors(model, layers)
     first = {name: weight.detach().clone() for name, weight in weights.items()}
     take(first, start)
-    whole, rows = evaluate(model), []
+    if all(torch.equal(first[name], weight) for name, weight in weights.items()):
+        raise ConfigError("start is what the model is now; before training take copy.deepcopy(model.state_dict())")
+    modes = {module: module.training for module in model.modules()}
+    whole, rows = float(evaluate(model)), []
     for depth, (name, weight) in enumerate(weights.items(), 1):
         trained = weight.detach().clone()
         try:
             _sharding.copy_(weight, first[name])
-            value = evaluate(model)
+            value = float(evaluate(model))
         finally:
             _sharding.copy_(weight, trained)
         rows.append((name, depth, value, value - whole, metrics.l2_ratio(trained, first[name])))
+    for module, mode in modes.items():
+        module.training = mode
     return pd.DataFrame(rows, columns=["layer", "depth", "value", "change", "l2_start"])

@@ -83,15 +83,39 @@ def test_the_rule_sees_the_layers_that_train_and_names_those_below_a_threshold(m
             model[layer].weight.mul_(factor)
     tracker.step()
     assert freezer.step() == ["0.weight", "7.weight"]
+    with pytest.raises(ConfigError, match="with every layer frozen nothing is left to train"):
+        rwclib.Freezer(tracker, lambda table: table["layer"]).step()
     freezer.step()
     assert seen == [["0.weight", "3.weight", "7.weight"], ["3.weight"]]
+    with pytest.raises(ConfigError, match=r"no column 'l2_start'; known: rwc, "):
+        rwclib.Freezer(tracker, freezing.below(0.1, "l2_start")).step()
 
 
-def test_a_layer_that_is_not_tracked_is_refused_by_name(model):
-    tracker = RWCTracker(model, "3.*")
+def test_what_cannot_be_frozen_is_refused(model):
+    with pytest.raises(ConfigError, match="use a tracker without it"):
+        rwclib.Freezer(RWCTracker(model, effective=True), list)
+    with pytest.raises(ConfigError, match="call tracker.step"):
+        rwclib.Freezer(RWCTracker(model), list).step()
+
+
+def frozen_by(model, *names):
+    freezing.freeze(model, names)
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def test_a_bias_goes_with_its_own_module_and_a_norm_with_the_layer_before():
+    block = nn.TransformerEncoderLayer(8, 2, 16)
+    assert frozen_by(block, "self_attn.out_proj.weight") == {"self_attn.out_proj.weight", "self_attn.out_proj.bias"}
+    scaled = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+    assert frozen_by(scaled, "0.weight") == {"0.weight", "0.bias", "1.weight", "1.bias"}
+
+
+def test_a_name_that_is_no_layer_is_refused_and_nothing_frozen(model):
+    tracker = RWCTracker(model)
     tracker.step()
-    with pytest.raises(ConfigError, match="named 0.weight, which the tracker does not follow"):
-        rwclib.Freezer(tracker, lambda table: ["0.weight"]).step()
+    with pytest.raises(ConfigError, match="no weight tensor to freeze: body"):
+        rwclib.Freezer(tracker, lambda table: ["3.weight", "body"]).step()
+    assert model[3].weight.requires_grad
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -144,7 +168,10 @@ def test_resetting_a_layer_shows_what_it_had_learned_and_leaves_the_model_as_it_
         with torch.no_grad():
             return (model.eval()(X).argmax(1) == Y).float().mean().item()
 
-    whole, table = accuracy(model), rwclib.reset_layers(model, start, accuracy).set_index("layer")
+    model.train()
+    table = rwclib.reset_layers(model, start, accuracy).set_index("layer")
+    assert all(module.training for module in model.modules())
+    whole = accuracy(model)
     assert table["depth"].tolist() == [1, 2, 3]
     assert table.loc[["0.weight", "3.weight"], ["change", "l2_start"]].eq(0).all(axis=None)  # these did not train
     with torch.no_grad():
@@ -172,7 +199,9 @@ def test_a_failing_evaluation_leaves_the_model_as_it_was(model):
     assert all(torch.equal(value, trained[name]) for name, value in parameters(model).items())
 
 
-def test_a_start_without_a_layer_is_refused(model):
+def test_a_start_that_is_the_model_or_lacks_a_layer_is_refused(model):
+    with pytest.raises(ConfigError, match="start is what the model is now"):
+        rwclib.reset_layers(model, model.state_dict(), lambda model: 0.0)
     start = {name: value for name, value in model.state_dict().items() if name != "3.weight"}
     with pytest.raises(ConfigError, match=r"3\.weight"):
         rwclib.reset_layers(model, start, lambda model: 0.0)

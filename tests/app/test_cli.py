@@ -194,6 +194,7 @@ def test_claims_come_as_table_json_and_markdown(capsys):
     assert {row["claim"] for row in rows} == {
         *(f"L{i}" for i in range(1, 18)), *(f"W{i}" for i in range(1, 9)), *(f"S{i}" for i in range(1, 7)),
         "D1", "D2a", "D2b", *(f"D{i}" for i in range(3, 7)), *(f"T{i}" for i in range(1, 7)),
+        *(f"N{i}" for i in range(1, 5)), *(f"F{i}" for i in range(1, 4)),
     }  # fmt: skip
     assert {row["definition"] for row in rows} == {
         "Eq. 1", "elementwise", "at all", "by 0.1%", "by 1%", "mean of positive r", "mean r", "through layer 1", "on the image", "-",

@@ -58,7 +58,7 @@ def test_the_claims_about_freezing_follow_planted_tables(monkeypatch, gain, verd
         for number, arm in enumerate([freezing.ALL, *freezing.ARMS]):
             spared = 0.0 if arm == freezing.ALL else share
             top1 = 60 + np.arange(8) + 0.05 * np.sin(seed + number) + (gain if arm == "lowest RWC" else 0)
-            seconds = np.arange(1, 9) * (1 - spared / 2)
+            seconds = (1 + seed) * np.concatenate([[1], 1 + np.arange(1, 8) * (1 - spared / 2)])
             tables["freezing", "quick", "cifar10", schedule, arm, spared, seed] = pd.DataFrame(
                 {"top1": top1, "seconds": seconds}
             )
@@ -66,18 +66,18 @@ def test_the_claims_about_freezing_follow_planted_tables(monkeypatch, gain, verd
     of = experiments.runs_of_freezing("quick", "cifar10", "constant", 0.4, 0)
     top1 = experiments.accuracies(of)
     assert top1["bottom up"] == pytest.approx(66, abs=0.1)  # the mean of 65, 66 and 67
-    assert top1["all train, same time"] == pytest.approx(66 - 8 * 0.2, abs=0.1)  # 1.6 epochs less
+    assert top1["all train, same time"] == pytest.approx(64.8, abs=0.1)  # its last epochs end at 5, 5.8 and 6.6
 
 
 def test_frozen_backward_work_is_that_of_a_count_by_hand():
-    """LeNet-5's middle convolution: gradients of weights and of inputs cost what the forward pass does."""
+    """ResNet-18's stem and the convolution behind it: gradients of weights and of inputs cost what the forward pass does."""
     config = freezing.run_config("smoke", "cifar10", 0)
     whole = freezing.backward_flops(config, frozenset())
     stem = 2 * 2 * 32 * 32 * 3 * 9 * 8  # two images, multiply and add, 3x3 filters from 3 to width 8
     assert whole - freezing.backward_flops(config, frozenset(["conv1.weight"])) == stem + 2 * (2 * 32 * 32 * 8 * 9 * 8)
 
 
-def test_the_arms_spare_what_they_should_and_the_first_is_the_run_itself():
+def test_the_arms_spare_what_they_should():
     table = freezing.freezing.__wrapped__("smoke", "cifar10", "cosine", "bottom up", 0.2, 0)
     assert table["frozen"].tolist()[0] == 0 < table["frozen"].iloc[-1]
     assert table["spared"].mean() == pytest.approx(0.2, abs=0.05)
@@ -87,7 +87,7 @@ def test_the_arms_spare_what_they_should_and_the_first_is_the_run_itself():
 def test_the_transformer_sees_no_future_and_reads_the_help_pages():
     torch.manual_seed(0)
     network, (train, test) = language.Transformer().eval(), language.text()
-    assert len(train) > 300_000 < 10 * len(test)
+    assert 300_000 < len(train) < 10 * len(test)
     ids = train[:64][None]
     changed = ids.clone()
     changed[0, 40:] = 0

@@ -1,7 +1,7 @@
 """A character-level transformer (nanoGPT's recipe for a CPU) on the text of Python's help pages, layer by layer, with and without weight decay.
 
-Other than there the learning rate stays constant after its warm-up, since an equilibrium belongs to one rate, and input and
-output embedding are not tied.
+Other than there the learning rate stays constant after its warm-up, since an equilibrium belongs to one rate; input and output
+embedding are not tied, layers have biases, and all matrices start with one standard deviation.
 """
 
 from __future__ import annotations
