@@ -1,7 +1,7 @@
 """Each study's published-size grid on 1 to 1,024 workers, planned from the measured speeds of the archive's runs.
 
 Nothing is trained: a run's seconds are its floating-point operations over the median speed of the archive's runs of its
-network on the device; each worker takes the next run of the list as it becomes free, a run with a parent after that.
+network on the device; each worker takes the next run of the list as it becomes free, runs with a parent when all others have ended.
 """
 
 from __future__ import annotations
@@ -26,17 +26,22 @@ def main() -> None:
     evidence = _table.environment("none: a simulation")
     for study in studies.STUDIES:
         grid = [run for run in studies.get(study).runs("smoke" if args.quick else "paper") if run.image_size == 32]
-        for device in sorted({on for _, on in speeds}):
+        for device in sorted({kind[0] for kind in speeds}):
             total = sum(planning.seconds(config, speeds, device) for config in grid) / 3600
             for workers in WORKERS:
                 row = {"study": study, "device": device, "workers": workers}
                 for priority in ("seeds", "longest"):
-                    ordered, after = planning.parents_first(planning.order(grid, priority))
-                    hours = [planning.seconds(c, speeds, device) / 3600 for c in ordered]
-                    row[f"hours_{priority}"] = span = planning.makespan(hours, workers, after)
+                    hours = {
+                        run: planning.seconds(run, speeds, device) / 3600 for run in planning.order(grid, priority)
+                    }
+                    row[f"hours_{priority}"] = span = planning.span(hours, workers)
                     row[f"efficiency_{priority}"] = total / (workers * span)
                 rows.append(row)
-            notes.append(NOTE.format(study=study, runs=len(grid), hours=total, device=device, longest=max(hours)))
+            notes.append(
+                NOTE.format(
+                    study=study, runs=len(grid), hours=total, device=device, longest=max(hours.values(), default=0.0)
+                )
+            )
     _table.report(rows, evidence, "\n\n".join(notes), args.json)
 
 

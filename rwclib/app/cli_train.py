@@ -18,7 +18,9 @@ import typer
 import rwclib
 from rwclib import studies
 from rwclib.app.cli_options import PROFILE_HELP, AsJson, Checkpoint, DataDir, Device, Engine, Jobs, Results, TimeBudget
+from rwclib.errors import ConfigError
 from rwclib.runs.config import PRIORITIES, RunConfig
+from rwclib.sweeps.report import Report
 
 Executor = Annotated[
     str,
@@ -137,7 +139,7 @@ def sweep(
 
     if local := executor == "local":  # elsewhere the machines, and how many there are, are not known
         pools.start_server()  # imports PyTorch while this process does
-    from rwclib.runs import archive
+    from rwclib.runs import archive, steps
     from rwclib.sweeps import forecast as planning
     from rwclib.sweeps.executors import open_executor
     from rwclib.sweeps.progress import SweepProgress
@@ -145,6 +147,11 @@ def sweep(
 
     folder = results or archive.default_results()
     configs = planning.order(studies.runs(study)(profile, models=only, datasets=dataset, seeds=seed), priority)
+    steps.check_engine(engine, steps.resolve_device(device))
+    if plan and not local:
+        raise ConfigError(
+            "--plan speaks of this machine: give it without --executor, on a machine like those that train"
+        )
     if plan:
         return _print_plan(configs, folder, device, jobs, as_json)
     opened = open_executor(executor, results=results, jobs=jobs, device=device, scheduler=scheduler, slurm=slurm or [])
@@ -155,6 +162,17 @@ def sweep(
             configs, results=results, data_dir=data_dir, device=device, engine=engine, jobs=at_once, executor=pool, chunk=chunk,
             time_budget=budget, checkpoint_seconds=checkpoint_seconds, progress=tell,
         )  # fmt: skip
+    _print_end(report, configs, folder, device, jobs, as_json, local)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def _print_end(
+    report: Report, configs: list[RunConfig], folder: Path, device: str, jobs: int | None, as_json: bool, local: bool
+) -> None:  # fmt: skip
+    """What a sweep did, and what is left and how long that will take."""
+    from rwclib.sweeps import forecast as planning
+    from rwclib.sweeps import pools
+
     for problem in report.problems():
         print(problem, file=sys.stderr)
     print(json.dumps(asdict(report), indent=1) if as_json else report.summary())
@@ -163,7 +181,6 @@ def sweep(
         with pools.local_pool() if local else contextlib.nullcontext() as pool:  # has imported what counts operations
             about = pool.submit(planning.outlook, left, folder, device, jobs).result() if pool else ""
         print(f"runs left: {len(left)}{about}; the same command goes on", file=sys.stderr)
-    raise typer.Exit(0 if report.ok else 1)
 
 
 def _warn(configs: list[RunConfig], device: str) -> None:
@@ -174,17 +191,23 @@ def _warn(configs: list[RunConfig], device: str) -> None:
         print("this processor has no bf16 instructions: bf16 is emulated, and fp32 would be faster", file=sys.stderr)
 
 
-def _print_plan(configs: list[RunConfig], results: Path, device: str, jobs: int | None, as_json: bool) -> None:
+def _print_plan(
+    configs: list[RunConfig], results: Path, device: str, jobs: int | None, as_json: bool, local: bool
+) -> None:
     from rwclib.sweeps import forecast as planning
     from rwclib.sweeps import pools
 
+    if not local:
+        raise ConfigError(
+            "--plan speaks of this machine: give it without --executor, on a machine like those that train"
+        )
     _warn(configs, device)
     with pools.local_pool() as pool:
         found = pool.submit(planning.plan, configs, results, device, jobs).result()
     if as_json:
         return print(json.dumps(found, indent=1))
     for row in found["networks"]:
-        print(f"{row['network']}: {row['runs']} runs, {planning.about(row['hours_each'])} each")
+        print(f"{row['network']}: {row['runs']} run{'s' * (row['runs'] > 1)}, {planning.about(row['hours_each'])} each")
     total = f", {planning.about(found['hours'])} with {found['jobs']} at once" if found["runs"] else ""
     print(f"runs left: {found['runs']}{total}")
 
@@ -194,22 +217,22 @@ def _telling_outlook(configs: list[RunConfig], results: Path, device: str, jobs:
     """Say how many runs are left and, as soon as a process of its own has worked it out, how long they will take."""
     from rwclib.sweeps import forecast as planning
     from rwclib.sweeps import pools
-    from rwclib.sweeps.worker import finished
 
     def tell(done: Future) -> None:
         if not done.cancelled() and not done.exception() and done.result():
             print(f"expected{done.result()}".replace(",", ":"), file=sys.stderr)
 
-    left = [config for config in configs if not finished(results, config)]
+    left = planning.unfinished(configs, results)
     _warn(left, device)
     print(f"runs to train: {len(left)}", file=sys.stderr)
     if not left:
         return (yield)
     pool = pools.local_pool()
     pool.submit(planning.outlook, left, results, device, jobs).add_done_callback(tell)
+    processes = list(pool._processes.values())
+    pool.shutdown(wait=False)  # it ends when it has answered
     try:
         yield
     finally:
-        for process in list(pool._processes.values()):  # where the runs were faster
+        for process in processes:  # where the runs were faster
             process.terminate()
-        pool.shutdown()

@@ -40,7 +40,9 @@ def check_engine(engine: str, device: torch.device) -> str:
     if engine not in ENGINES:
         raise ConfigError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
     if engine == "graph" and device.type != "cuda":
-        raise ConfigError(f"engine 'graph' needs a GPU, and this run is on {device.type}; use engine eager or compile")
+        raise ConfigError(
+            f"engine 'graph' needs a GPU, and this run is on {device.type}; use engine auto, eager or compile"
+        )
     return engine
 
 
@@ -52,7 +54,7 @@ def has_bf16(device: torch.device) -> bool:
 def best_engine(config: RunConfig, device: torch.device, n_train: int) -> str:
     """The engine that `auto` stands for, of a run on so many training images: graph on a GPU if a batch is full, else eager.
 
-    Not compile: on a CPU it takes minutes and gains 7% at best (benchmarks/engines.py prints both).
+    Not compile: on a CPU it takes minutes and its gain was within the noise (benchmarks/engines.py prints both).
     """
     return "graph" if device.type == "cuda" and n_train >= config.batch_size else "eager"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rwclib.errors import ArchiveError, ConfigError
-from rwclib.runs import archive, checkpoint, data, models, steps
+from rwclib.runs import archive, checkpoint, data, models, steps, weights
 from rwclib.runs.config import PRIORITIES, RunConfig
 from rwclib.runs.recording import EVERY, IMAGES
 from rwclib.runs.start import optimizer
@@ -68,8 +69,12 @@ def order(configs: Iterable[RunConfig], priority: str = "seeds") -> list[RunConf
     return sorted(keys, key=lambda config: (keys[config][0], keys[config][1] and keys[config][1] * work(config)))
 
 
-def rates(results: str | Path, networks: Container[str] = models.MODELS) -> dict[tuple[str, str, str, int], float]:
-    """Median speed of the archive's finished runs, floating-point operations per second, by (device, model, precision, width).
+def _kind(config: RunConfig, device: str) -> tuple:
+    return device, config.model, config.precision, config.width, config.image_size
+
+
+def rates(results: str | Path, networks: Container[str] = models.MODELS) -> dict[tuple, float]:
+    """Median speed of the archive's finished runs, floating-point operations per second, by (device, model, precision, width, image size).
 
     Of the `networks` alone: to count the operations of one takes as long as a few of its batches.
     """
@@ -78,25 +83,24 @@ def rates(results: str | Path, networks: Container[str] = models.MODELS) -> dict
         known = record["provenance"]
         trained = record["status"] == "done" and known["train_and_test_seconds"]
         if trained and config.model in networks and config.model in models.MODELS:
-            key = known["device"], config.model, config.precision, config.width
-            speeds[key].append(work(config) / known["train_and_test_seconds"])
+            speeds[_kind(config, known["device"])].append(work(config) / known["train_and_test_seconds"])
     return {key: median(values) for key, values in speeds.items()}
 
 
-def seconds(config: RunConfig, speeds: Mapping[tuple[str, str, str, int], float], device: str) -> float | None:
+def seconds(config: RunConfig, speeds: Mapping[tuple, float], device: str) -> float | None:
     """Expected seconds of a run on `device` (as provenance names it), at the median speed of the runs most like it there.
 
-    Those of its model, precision and width; else of its model; else all. None if nothing has been trained on such a device yet.
+    Those of its model, precision, width and image size; else of its model; else all. None if nothing has been trained on such a device yet.
     """
-    key = device, config.model, config.precision, config.width
-    for length in (4, 2, 1):
-        if alike := [speed for known, speed in speeds.items() if known[:length] == key[:length]]:
+    kind = _kind(config, device)
+    for length in (len(kind), 2, 1):
+        if alike := [speed for known, speed in speeds.items() if known[:length] == kind[:length]]:
             return work(config) / median(alike)
     return None
 
 
 def measured_speed(config: RunConfig, device: torch.device) -> float:
-    """Floating-point operations per second of a few training steps on random images, with engine `eager` and PyTorch's threads."""
+    """Floating-point operations per second of a few training steps on random images, with engine `eager` and as many threads as PyTorch has."""
     known = data.get(config.dataset)
     network = models.build(
         config.model, num_classes=known.num_classes, in_channels=known.in_channels, width=config.width
@@ -121,7 +125,7 @@ def plan(configs: Iterable[RunConfig], results: str | Path, device: str, jobs: i
     To be called in a process of its own: it sets PyTorch's threads to one, as runs of a sweep have it.
     """
     torch.set_num_threads(1)
-    left, after = parents_first(config for config in configs if not finished(Path(results), config))
+    left = unfinished(configs, results)
     chosen, at_once = steps.resolve_device(device), jobs or default_jobs(device)
     name, share = steps.device_name(chosen), at_once if chosen.type == "cuda" else 1  # runs at once share a GPU
     try:
@@ -129,15 +133,30 @@ def plan(configs: Iterable[RunConfig], results: str | Path, device: str, jobs: i
     except ArchiveError:  # a damaged run of another sweep, which is not this one's to report
         speeds = {}
     for config in left:
-        key = name, config.model, config.precision, config.width
-        if key not in speeds:
-            speeds[key] = measured_speed(config, chosen) / share
-    times = seconds_left(left, results, name, speeds)
+        if _kind(config, name) not in speeds:
+            speeds[_kind(config, name)] = measured_speed(config, chosen) / share
+    times = dict(zip(left, seconds_left(left, results, name, speeds), strict=True))
     hours = defaultdict(list)
-    for config, lasts in zip(left, times, strict=True):
+    for config, lasts in times.items():
         hours[f"{config.model}, width {config.width}, {config.precision}"].append(lasts / 3600)
     rows = [{"network": key, "runs": len(of), "hours_each": sum(of) / len(of)} for key, of in hours.items()]
-    return {"runs": len(left), "jobs": at_once, "hours": makespan(times, at_once, after) / 3600, "networks": rows}
+    return {
+        "runs": len(left),
+        "jobs": at_once,
+        "hours": span(times, _workers(chosen, at_once)) / 3600,
+        "networks": rows,
+    }
+
+
+def unfinished(configs: Iterable[RunConfig], results: str | Path) -> list[RunConfig]:
+    """What a sweep has to train: the runs that the archive lacks, and again the parents of these whose weights are not kept."""
+    known = {config.hash: config for config in configs}
+    left = [config for config in known.values() if not finished(Path(results), config)]
+    for config in left:  # grows
+        parent = known.get(config.parent)
+        if parent and parent not in left and not weights.path(Path(results), parent.hash).exists():
+            left.append(parent)
+    return left
 
 
 def seconds_left(
@@ -165,29 +184,30 @@ def outlook(configs: Sequence[RunConfig], results: str | Path, device: str, jobs
         return ""
     if not times:
         return ""
-    return f", {about(makespan(times, at_once) / 3600)} with {at_once} at once"
+    lasts = span(dict(zip(configs, times, strict=True)), _workers(chosen, at_once))
+    return f", {about(lasts / 3600)} with {at_once} at once"
+
+
+def _workers(device: torch.device, at_once: int) -> int:
+    """How many runs go on at full speed: on the CPU no more than it has cores."""
+    return min(at_once, os.cpu_count()) if device.type == "cpu" else at_once
 
 
 def about(hours: float) -> str:
-    """`about 90 min` or `about 3 hours`."""
-    return f"about {max(1, round(60 * hours))} min" if hours < 2 else f"about {hours:.0f} hours"
+    """`about 40 s`, `about 90 min` or `about 3 hours`."""
+    if hours < 1 / 30:
+        return f"about {max(1, round(3600 * hours))} s"
+    return f"about {round(60 * hours)} min" if hours < 2 else f"about {hours:.0f} hours"
 
 
-def makespan(durations: Sequence[float], workers: int, after: Sequence[int | None] | None = None) -> float:
-    """Seconds until the last run ends when each worker takes the next run of the list as it becomes free.
-
-    `after`: for each run the place in the list of the one that it waits for, which must stand before it, or None.
-    """
-    free, ends = [0.0] * workers, []
-    for i, duration in enumerate(durations):
-        parent = after[i] if after else None
-        ends.append(max(free[0], ends[parent] if parent is not None else 0.0) + duration)
-        heapq.heapreplace(free, ends[-1])
+def makespan(durations: Sequence[float], workers: int) -> float:
+    """Seconds until the last run ends when each worker takes the next run of the list as it becomes free."""
+    free = [0.0] * workers
+    for duration in durations:
+        heapq.heapreplace(free, free[0] + duration)
     return max(free)
 
 
-def parents_first(configs: Iterable[RunConfig]) -> tuple[list[RunConfig], list[int | None]]:
-    """The runs as a sweep orders them, each behind the one it starts from, and the places of these; None if not among them."""
-    ordered = [config for generation in generations(list(configs)) for config in generation]
-    places = {config.hash: place for place, config in enumerate(ordered)}
-    return ordered, [places.get(config.parent) for config in ordered]
+def span(times: Mapping[RunConfig, float], workers: int) -> float:
+    """Seconds of a sweep of these runs: those with a parent among them begin when all that have none have ended."""
+    return sum(makespan([times[config] for config in part], workers) for part in generations(times))

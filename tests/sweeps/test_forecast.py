@@ -10,7 +10,7 @@ import torch
 from rwclib import RunConfig, archive, training
 from rwclib.errors import ConfigError, OutOfTimeError
 from rwclib.runs import checkpoint
-from rwclib.studies import layerwise
+from rwclib.studies import dynamics, layerwise
 from rwclib.sweeps import forecast as planning
 
 RESULTS = archive.default_results()
@@ -71,10 +71,10 @@ def test_expected_seconds_agree_with_the_runs_they_come_from():
 
 def test_the_speed_is_that_of_the_runs_most_alike():
     speeds = {
-        ("cpu", "lenet5", "fp32", 64): 1e9,
-        ("cpu", "lenet5", "bf16", 64): 3e9,
-        ("cpu", "alexnet", "fp32", 16): 8e9,
-        ("gpu", "lenet5", "fp32", 64): 1e12,
+        ("cpu", "lenet5", "fp32", 64, 32): 1e9,
+        ("cpu", "lenet5", "bf16", 64, 32): 3e9,
+        ("cpu", "alexnet", "fp32", 16, 32): 8e9,
+        ("gpu", "lenet5", "fp32", 64, 32): 1e12,
     }
     config = RunConfig(model="lenet5", dataset="mnist")
     assert planning.seconds(config, speeds, "tpu") is None
@@ -117,3 +117,26 @@ def test_a_plan_measures_the_speeds_that_the_archive_lacks(config, tmp_path, mon
 @pytest.mark.parametrize(("workers", "expected"), [(1, 10.0), (2, 7.0), (3, 5.0), (9, 4.0)])
 def test_makespan(workers, expected):
     assert planning.makespan([3.0, 1.0, 2.0, 4.0], workers) == expected
+
+
+def test_what_a_sweep_must_train_includes_parents_whose_weights_are_gone():
+    grid = dynamics.runs("quick", models=["lenet5"], datasets=["mnist"])
+    left = planning.unfinished(grid, RESULTS)
+    assert left == []  # all are archived
+    children = [config for config in grid if config.parent]
+    assert children
+    known = {config.hash: config for config in grid}
+
+    def finished(results, config):
+        return config != children[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "finished", finished)
+        assert planning.unfinished(grid, RESULTS) == [children[0], known[children[0].parent]]
+
+
+def test_children_wait_for_the_generation_before():
+    grid = dynamics.runs("quick", models=["lenet5"], datasets=["mnist"])
+    parents = sum(not config.parent for config in grid)
+    assert planning.span(dict.fromkeys(grid, 1.0), 100) == 2.0
+    assert planning.span(dict.fromkeys(grid, 1.0), 1) == len(grid) > parents
