@@ -148,12 +148,8 @@ def sweep(
     folder = results or archive.default_results()
     configs = planning.order(studies.runs(study)(profile, models=only, datasets=dataset, seeds=seed), priority)
     steps.check_engine(engine, steps.resolve_device(device))
-    if plan and not local:
-        raise ConfigError(
-            "--plan speaks of this machine: give it without --executor, on a machine like those that train"
-        )
     if plan:
-        return _print_plan(configs, folder, device, jobs, as_json)
+        return _print_plan(configs, folder, device, jobs, as_json, local)
     opened = open_executor(executor, results=results, jobs=jobs, device=device, scheduler=scheduler, slurm=slurm or [])
     telling = _telling_outlook(configs, folder, device, jobs) if local else contextlib.nullcontext()
     with opened as (pool, at_once), SweepProgress(configs) as tell, telling:
