@@ -16,7 +16,7 @@ TARGET = 0.95
 BARE, RECORDED = "bare loop, one resident batch", "training.run, recorded epochs"
 STRICT, CPU = "training.run, strict, with checkpoints", "training.run, strict, CPU seconds"
 NOTE = """{dataset}, ResNet-18 of width {width}, batches of {batch_size}, {steps} steps in an epoch and in a bare block,
-SGD with momentum 0.9, channels_last. `run` shuffles, crops, flips, normalises, counts top-1 and top-5 hits and tracks
+SGD with momentum 0.9, channels_last, both in one precision. `run` shuffles, crops, flips, normalises, counts top-1 and top-5 hits and tracks
 the weights; it always evaluates, here on 1 test image (n_test=1), which costs next to nothing; its first epoch is left
 out. strict: wall clock from one `progress` call to the next, with the checkpoints between (checkpoint_seconds=5);
 recorded: `epoch_seconds` of run.json; CPU seconds: strict by the CPU time of the process, for a machine that is busy.
@@ -24,7 +24,7 @@ A bare block runs inside each `progress` call, outside every clock. ratio: image
 before and after it, median over epochs; lowest and highest epoch."""
 
 
-def bare_block(width: int, in_channels: int, batch_size: int, steps: int) -> Callable[[], None]:
+def bare_block(width: int, in_channels: int, batch_size: int, steps: int, precision: str) -> Callable[[], None]:
     """A function that trains a network of its own for `steps` steps on one batch, settings as in `run`."""
     import torch
     from torch.nn import functional
@@ -39,7 +39,8 @@ def bare_block(width: int, in_channels: int, batch_size: int, steps: int) -> Cal
 
     def block() -> None:
         for _ in range(steps):
-            loss = functional.cross_entropy(model(x), y)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+                loss = functional.cross_entropy(model(x), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -47,7 +48,9 @@ def bare_block(width: int, in_channels: int, batch_size: int, steps: int) -> Cal
     return block
 
 
-def measure(width: int, batch_size: int, steps: int, epochs: int) -> tuple[str, dict[str, list[np.ndarray]]]:
+def measure(
+    width: int, batch_size: int, steps: int, epochs: int, precision: str
+) -> tuple[str, dict[str, list[np.ndarray]]]:
     """The data set, and by row of the table the seconds (epochs - 1,) of bare blocks and of epochs."""
     import torch
 
@@ -58,8 +61,9 @@ def measure(width: int, batch_size: int, steps: int, epochs: int) -> tuple[str, 
     config = RunConfig(
         model="resnet18", dataset=dataset, width=width, epochs=epochs, n_train=steps * batch_size, n_test=1, lr=0.01,
         batch_size=batch_size, crop_padding=4, flip=True, normalize="imagenet" if dataset == "cifar10" else "none",
+        precision=precision,
     )  # fmt: skip
-    block = bare_block(width, data.get(dataset).in_channels, batch_size, steps)
+    block = bare_block(width, data.get(dataset).in_channels, batch_size, steps, precision)
     block()
     clocks = []  # (epochs, before and after the block, wall and CPU)
 
@@ -88,13 +92,15 @@ def main() -> None:
     if args.quick:
         size = {"width": 8, "batch_size": 32, "steps": 2, "epochs": 3}
     evidence = _table.environment("1")
-    dataset, times = _table.in_fresh_process(1, measure, *size.values())
     rows = []
-    for what, (bare, seconds) in times.items():
-        ratios = bare / seconds
-        row = {"what": what, "images_per_s": size["batch_size"] * size["steps"] / np.median(seconds)}
-        row |= {"ratio": np.median(ratios), "lowest": ratios.min(), "highest": ratios.max()}
-        rows.append(row | (_table.verdict(row["ratio"] >= TARGET, f">= {TARGET}") if what == STRICT else {}))
+    for precision in ("fp32", "bf16"):
+        dataset, times = _table.in_fresh_process(1, measure, *size.values(), precision)
+        for what, (bare, seconds) in times.items():
+            ratios = bare / seconds
+            row = {"precision": precision, "what": what}
+            row |= {"images_per_s": size["batch_size"] * size["steps"] / np.median(seconds)}
+            row |= {"ratio": np.median(ratios), "lowest": ratios.min(), "highest": ratios.max()}
+            rows.append(row | (_table.verdict(row["ratio"] >= TARGET, f">= {TARGET}") if what == STRICT else {}))
     _table.report(rows, evidence, NOTE.format(dataset=dataset, **size), args.json)
 
 

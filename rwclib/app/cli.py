@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,7 @@ app.add_typer(data_app, name="data")
 def main() -> None:
     """Entry point of `rwc` and of `python -m rwclib`."""
     debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that a sweep ends its workers
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     sys.argv = join_parameters([argument for argument in sys.argv if argument != "--debug"])

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ from rwclib.studies import layerwise
 from rwclib.sweeps.forecast import outlook
 from rwclib.sweeps.sweep import run_all
 from tests.conftest import command, contents, holder, rwc, tables
+from tests.sweeps.victims import until
 
 
 @pytest.fixture
@@ -155,6 +157,24 @@ def test_two_sweeps_on_one_folder_finish_every_run_exactly_once(tmp_path):
     assert archive.verify(tmp_path) == []
     again = rwc(*arguments)
     assert len(json.loads(again.stdout)["already"]) == 4
+
+
+def test_a_terminated_sweep_takes_its_workers_along(tmp_path):
+    process = command("sweep", "layerwise", "--profile", "quick", "--dataset", "fashion_mnist_sample", "--results", tmp_path,
+                      "--jobs", 2, "--device", "cpu", start_new_session=True)  # fmt: skip
+    until(lambda: len(list(tmp_path.rglob("*.lock"))) == 2)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    until(lambda: not _alive(process.pid))  # the group, of which the workers are
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_run_locked_by_a_live_process_is_waited_for(config, tmp_path):
