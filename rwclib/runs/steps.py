@@ -46,6 +46,13 @@ def check_engine(engine: str, device: torch.device) -> str:
     return engine
 
 
+def set_backend(device: torch.device, precision: str) -> None:
+    """What training sets for cuDNN; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bf16; a CPU without them emulates it and is slower than in fp32."""
     return device.type != "cpu" or any(torch.cpu.get_capabilities().get(name) for name in _BF16)

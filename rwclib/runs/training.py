@@ -27,7 +27,7 @@ from rwclib.runs.final_measures import measured
 from rwclib.runs.record import epochs_table, layers_table, means, now, provenance
 from rwclib.runs.recording import IMAGES, Recorder
 from rwclib.runs.start import begin, generator, optimizer
-from rwclib.runs.steps import Steps, best_engine, check_engine, resolve_device
+from rwclib.runs.steps import Steps, best_engine, check_engine, resolve_device, set_backend
 from rwclib.tracker import RWCTracker
 
 CHECKPOINT_SECONDS = 20.0
@@ -163,9 +163,7 @@ class _Training:
             engine = best_engine(config, device, len(images.y_train))
         self.config, self.images, self.results, self.device, self.engine = config, images, results, device, engine
         self.lease, self.end, self.checkpoint_seconds, self.progress = lease, end, checkpoint_seconds, progress
-        if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
+        set_backend(device, config.precision)
         self.parent = weights.read(results, config.parent) if config.parent else None
         model = begin(config, data.get(config.dataset), self.parent).to(device, memory_format=torch.channels_last)
         torch.manual_seed(config.seed)  # dropout; inside fork_rng

@@ -102,6 +102,7 @@ def seconds(config: RunConfig, speeds: Mapping[tuple, float], device: str) -> fl
 def measured_speed(config: RunConfig, device: torch.device) -> float:
     """Floating-point operations per second of a few training steps on random images, with engine `eager` and as many threads as PyTorch has."""
     known = data.get(config.dataset)
+    steps.set_backend(device, config.precision)
     network = models.build(
         config.model, num_classes=known.num_classes, in_channels=known.in_channels, width=config.width
     ).to(device, memory_format=torch.channels_last)
