@@ -23,7 +23,7 @@ reproduce: setup  ## notebooks, figures, an HTML page each and the claims, from 
 test: export OMP_WAIT_POLICY = PASSIVE  # a waiting thread that spins keeps the core from the process it waits for
 test: setup
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check rwclib tests benchmarks
+	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
 test-long: export OMP_WAIT_POLICY = PASSIVE
