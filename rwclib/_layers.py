@@ -161,11 +161,13 @@ def check_choice(chosen: Mapping[str, Tensor], layers: LayerFilter) -> None:
         raise ConfigError(f"the model has no weight tensors with more than one dimension{rule}")
 
 
-def has_gradients(model: nn.Module, names: Iterable[str]) -> bool:
-    """Whether any of these parameters has a gradient that is not 0."""
+def should_move(model: nn.Module, names: Iterable[str], again: bool) -> bool:
+    """Whether any of these parameters has a gradient that is not 0; `again`: or requires one."""
     named = weights(model)
-    gradients = [named[name].grad for name in names if name in named and named[name].is_leaf]
-    return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
+    here = [named[name] for name in names if name in named]
+    gradients = [weight.grad for weight in here if weight.is_leaf]
+    moves = any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
+    return moves or (again and any(weight.requires_grad for weight in here))
 
 
 def some(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 from torch import nn
@@ -12,27 +12,38 @@ from rwclib import _layers, _sharding
 from rwclib.errors import ConfigError
 from rwclib.tracker import RWCTracker
 
-Rule = Callable[[pd.DataFrame], Iterable[str]]
+Rule = Callable[[pd.DataFrame], Iterable[str] | str | None]
 
 
-def below(threshold: float, metric: str = "rwc") -> Rule:
-    """The rule that freezes a layer when its `metric` (a column of the tracker's table) was below `threshold` in the last step."""
+def below(threshold: float, metric: str = "rwc", after: float = 0) -> Rule:
+    """The rule that freezes a layer when its `metric` (a column of the tracker's table) was below `threshold` in the last step.
+
+    Never the last one that trains, and none up to the tracker's step `after`: while a learning rate warms up, layers change little.
+    """
 
     def rule(table: pd.DataFrame) -> pd.Series:
         if metric not in table:
             raise ConfigError(f"the tracker's table has no column {metric!r}; known: {', '.join(table.columns[4:])}")
-        return table.loc[(table["step"] == table["step"].max()) & (table[metric] < threshold), "layer"]
+        last = table[(table["step"] == table["step"].max()) & (table["step"] > after)]
+        small = last[metric] < threshold
+        if small.all():  # something must train
+            small &= last[metric] < last[metric].max()
+        return last.loc[small, "layer"]
 
     return rule
 
 
-def freeze(model: nn.Module, layers: Collection[str]) -> None:
-    """Stop training these weight tensors (names as in `RWCTracker.layers`) and the vectors that go with them, as `Freezer` does.
+def freeze(model: nn.Module, layers: _layers.LayerFilter) -> list[nn.Parameter]:
+    """Stop training these weight tensors and the vectors that go with them, as `Freezer` does; returns those that trained until now.
+
+    Args:
+        layers: a glob over names (`"layer1.*"`), a list of globs and names, or a predicate, as in `RWCTracker`.
 
     Raises:
         ConfigError: the model has no such weight tensor, or nothing would be left to train; nothing is changed.
     """
-    chosen, train, met, layer = [], [], set(), None
+    named = set(_layers.weight_tensors(model, layers))
+    chosen, train, layer = [], [], None
     for prefix, module in _layers.modules(model):
         own = dict(module.named_parameters(prefix.removesuffix("."), recurse=False))
         weights = [name for name, parameter in own.items() if parameter.dim() > 1]
@@ -41,32 +52,38 @@ def freeze(model: nn.Module, layers: Collection[str]) -> None:
         elif any(True for _ in module.children()):
             layer = None if own else layer  # vectors of a block, such as a scale, are no layer's
         for name, parameter in own.items():
-            stops = (name if name in weights else layer) in layers
-            met |= {name} & set(layers) & set(weights)
-            (chosen if stops else train).append(parameter)
-    if len(met) < len(layers):
-        raise ConfigError(f"no weight tensor to freeze: {_layers.some(sorted(set(layers) - met))}")
+            twin = prefix + name.removeprefix(prefix).replace("bias", "weight")  # an LSTM has several of each
+            owner = name if name in weights else twin if twin in weights else layer
+            (chosen if {name, owner} & named else train).append(parameter)
     if not any(parameter.requires_grad for parameter in train):
         raise ConfigError("with every layer frozen nothing is left to train; leave out the last one")
-    for parameter in chosen:
+    new = [parameter for parameter in chosen if parameter.requires_grad]
+    for parameter in new:
         parameter.requires_grad_(False)
         parameter.grad = None
+    return new
 
 
 class Freezer:
     """Freezes layers of a tracker's model while it trains.
 
-    With a layer goes its module's bias, and the normalisation registered behind it, before the next layer. They get
+    With a layer goes its bias, and the normalisation registered behind it, before the next layer. They get
     `requires_grad=False` and no gradient, and PyTorch's optimizers (LBFGS excepted) pass over what has none: neither momentum nor
     weight decay moves it, it stays bit for bit. Running statistics of batch norm go on. A frozen layer spares the gradient of its
     weights; where all before it are frozen too, the backward pass ends behind it.
 
     Args:
         tracker: of the model, without `effective`. `DistributedDataParallel` and FSDP fix what trains when they wrap a model.
-        rule: given `tracker.table()` without the layers that are frozen, returns the names of those to freeze now.
+        rule: given `tracker.table()` of the layers that still train, returns the names of those to freeze now, or None.
+
+    Attributes:
+        frozen: by layer, the tracker's step after which it was frozen.
+
+    Raises:
+        ConfigError: a model that is wrapped so, or arguments of another kind.
 
     Example:
-        >>> freezer = rwclib.Freezer(tracker, rwclib.freezing.below(0.01))
+        >>> freezer = rwclib.Freezer(tracker, rwclib.freezing.below(0.01, after=5))
         >>> for epoch in range(epochs):
         ...     train_one_epoch(model)
         ...     tracker.step()
@@ -75,42 +92,56 @@ class Freezer:
     """
 
     def __init__(self, tracker: RWCTracker, rule: Rule) -> None:
+        if not isinstance(tracker, RWCTracker) or not callable(rule):
+            kinds = type(tracker).__name__, type(rule).__name__
+            raise ConfigError(f"Freezer takes an RWCTracker and a function of its table, not {kinds[0]} and {kinds[1]}")
         model = tracker._model
         wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
         if wrapped or any(map(_sharding.is_sharded, model.parameters())):
             raise ConfigError("layers cannot be frozen once DistributedDataParallel or FSDP has wrapped the model")
         if tracker._effective:
             raise ConfigError("effective=True measures weights that are no parameters; use a tracker without it")
-        self._tracker, self._rule, self._steps = tracker, rule, 0
-        self.frozen: dict[str, int] = {}  # by layer, the call of `step` that froze it
+        self._tracker, self._rule = tracker, rule
+        self._stopped: list[nn.Parameter] = []
+        self.frozen: dict[str, float] = {}
 
     def step(self) -> list[str]:
         """Freeze what the rule names, after `tracker.step()`; returns the names.
 
         Raises:
-            ConfigError: the tracker has no step yet, or as `freeze`.
+            ConfigError: the tracker has measured nothing yet, the rule names what it does not track, or as `freeze`.
         """
-        table = self._tracker.table()
+        table, known = self._tracker.table(), self._tracker.layers
         if table.empty:
-            raise ConfigError("the tracker has measured nothing yet; call tracker.step() first")
-        self._steps += 1
-        named = self._rule(table[~table["layer"].isin(self.frozen)])
-        new = [name for name in dict.fromkeys([named] if isinstance(named, str) else named) if name not in self.frozen]
-        freeze(self._tracker._model, [*self.frozen, *new])
-        self.frozen |= dict.fromkeys(new, self._steps)
+            raise ConfigError("the tracker has measured nothing yet; call this after a tracker.step() that gave a row")
+        weights = _layers.weights(self._tracker._model)
+        left = table[table["layer"].map(lambda name: name in weights and weights[name].requires_grad)]
+        named = self._rule(left) if len(left) else None
+        new = list(dict.fromkeys([named] if isinstance(named, str) else () if named is None else named))
+        unknown = [str(name) for name in new if name not in known]
+        if unknown:
+            raise ConfigError(
+                f"the rule must return names of layers, not {_layers.some(unknown)}; known: {_layers.some(known)}"
+            )
+        new = [name for name in new if name not in self.frozen]
+        if self.frozen or new:
+            self._stopped += freeze(self._tracker._model, [*self.frozen, *new])
+        self.frozen |= dict.fromkeys(new, table["step"].max().item())
         return new
 
     def table(self) -> pd.DataFrame:
-        """Per layer: layer, frozen (the call of `step` that froze it; NaN while it trains), saved (share of the calls so far)."""
+        """Per layer: layer, frozen (the tracker's step after which; NaN while it trains), saved (share of the tracker's steps)."""
         frozen = pd.Series(self.frozen, dtype=float).reindex(self._tracker.layers)
-        saved = (1 - frozen / max(1, self._steps)).fillna(0.0)
+        saved = (1 - frozen / self._tracker.table()["step"].max()).fillna(0.0)
         return pd.DataFrame({"layer": self._tracker.layers, "frozen": frozen.to_numpy(), "saved": saved.to_numpy()})
 
-    def state_dict(self) -> dict[str, object]:
-        """Steps and frozen layers, for a checkpoint."""
-        return {"steps": self._steps, "frozen": dict(self.frozen)}
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The frozen layers, for a checkpoint that takes numbers and names, as `torch.save` and JSON do."""
+        return {"frozen": dict(self.frozen)}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Freeze again what was frozen; load the model's weights and make its optimizer as for any other checkpoint."""
-        freeze(self._tracker._model, list(state["frozen"]))
-        self._steps, self.frozen = state["steps"], dict(state["frozen"])
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Freeze what was frozen then, and nothing else: of an earlier state, later layers train again."""
+        for parameter in self._stopped:
+            parameter.requires_grad_(True)
+        self.frozen = dict(state["frozen"])
+        self._stopped = freeze(self._tracker._model, list(self.frozen)) if self.frozen else []

@@ -195,7 +195,7 @@ class RWCTracker:
         if zero:
             self._warn("zero", f"relative weight change is NaN for {_layers.some(zero)}: all weights were zero")
         self._still = self._still + 1 if len(rwc) and bool((rwc == 0).all()) else 0
-        if self._still > 1 or (self._still and _layers.has_gradients(self._model, weights)):
+        if self._still and _layers.should_move(self._model, weights, again=self._still > 1):
             self._warn(
                 "still",
                 "no tracked weight has moved: is the model that trains another object (after copy.deepcopy, or a trainer's "

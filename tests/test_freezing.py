@@ -94,8 +94,10 @@ def test_the_rule_sees_the_layers_that_train_and_names_those_below_a_threshold(m
 def test_what_cannot_be_frozen_is_refused(model):
     with pytest.raises(ConfigError, match="use a tracker without it"):
         rwclib.Freezer(RWCTracker(model, effective=True), list)
-    with pytest.raises(ConfigError, match="call tracker.step"):
+    with pytest.raises(ConfigError, match="measured nothing yet"):
         rwclib.Freezer(RWCTracker(model), list).step()
+    with pytest.raises(ConfigError, match="not Sequential and function"):
+        rwclib.Freezer(model, lambda table: None)
 
 
 def frozen_by(model, *names):
@@ -108,14 +110,69 @@ def test_a_bias_goes_with_its_own_module_and_a_norm_with_the_layer_before():
     assert frozen_by(block, "self_attn.out_proj.weight") == {"self_attn.out_proj.weight", "self_attn.out_proj.bias"}
     scaled = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
     assert frozen_by(scaled, "0.weight") == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    lstm = nn.Sequential(nn.LSTM(4, 4, num_layers=2), nn.Linear(4, 4))
+    assert frozen_by(lstm, "0.weight_ih_l0", "0.weight_hh_l1") == {
+        "0.weight_ih_l0", "0.bias_ih_l0", "0.weight_hh_l1", "0.bias_hh_l1"
+    }  # fmt: skip
+
+
+def test_freeze_takes_what_the_tracker_takes_and_says_what_it_froze(model):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [names[id(p)] for p in freezing.freeze(model, "[03].*")] == [
+        "0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias", "4.weight", "4.bias"
+    ]  # fmt: skip
+    assert freezing.freeze(model, ["0.weight"]) == []
+    with pytest.raises(ConfigError, match="match 'body'"):
+        freezing.freeze(model, "body")
 
 
 def test_a_name_that_is_no_layer_is_refused_and_nothing_frozen(model):
     tracker = RWCTracker(model)
     tracker.step()
-    with pytest.raises(ConfigError, match="no weight tensor to freeze: body"):
-        rwclib.Freezer(tracker, lambda table: ["3.weight", "body"]).step()
-    assert model[3].weight.requires_grad
+    for named, said in ((["3.weight", "body"], "body"), ([True, 2], "True, 2"), (tracker.table(), "step, layer, depth")):
+        with pytest.raises(ConfigError, match=f"names of layers, not .*{said}.*; known: 0.weight, 3.weight, 7.weight"):
+            rwclib.Freezer(tracker, lambda table, named=named: named).step()
+        assert model[3].weight.requires_grad
+
+
+def test_what_is_not_trained_by_others_is_no_business_of_the_rule(model):
+    model[0].requires_grad_(False)
+    tracker, seen = RWCTracker(model, layers=["0.weight", "3.weight"]), []
+    freezer = rwclib.Freezer(tracker, lambda table: seen.append(table["layer"].tolist()) or table["layer"])
+    for new in (["3.weight"], [], []):  # then no tracked layer trains any more, and that none moves is no surprise
+        tracker.step()
+        assert freezer.step() == new
+    assert seen == [["3.weight"]]
+
+
+def test_below_waits_and_never_stops_the_last_layer_that_trains(model):
+    tracker = RWCTracker(model)
+    freezer = rwclib.Freezer(tracker, freezing.below(1.0, after=200))
+    for new in ([], ["3.weight", "7.weight"], []):
+        with torch.no_grad():
+            model[0].weight.mul_(1.1)
+        tracker.step(at=(tracker.steps + 2) * 100)
+        assert freezer.step() == new
+    assert freezer.table()["frozen"].fillna(0).tolist() == [0, 300, 300]
+    assert freezer.table()["saved"].tolist() == pytest.approx([0, 0.25, 0.25])
+
+
+def test_an_earlier_state_trains_later_layers_again(model):
+    model[1].bias.requires_grad_(False)  # by the user, who keeps it so
+    tracker, optimizer = RWCTracker(model), OPTIMIZERS["sgd"](model.parameters())
+    freezer = rwclib.Freezer(tracker, lambda table: [table["layer"].iloc[0]])
+    train(model, optimizer)
+    tracker.step()
+    freezer.step()
+    early = freezer.state_dict()
+    train(model, optimizer)
+    tracker.step()
+    assert freezer.step() == ["3.weight"]
+    freezer.load_state_dict(early)
+    still = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert still == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    freezer.load_state_dict({"frozen": {}})
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["1.bias"]
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -153,9 +210,7 @@ def test_a_restart_goes_on_as_the_uninterrupted_training(model, make, tmp_path):
     epochs(other, again, parts["freezer"], parts["optimizer"], 3)
     for name, parameter in parameters(model).items():
         assert torch.equal(parameter, other.get_parameter(name)), name
-    assert (
-        parts["freezer"].state_dict() == freezer.state_dict() == {"steps": 4, "frozen": {"0.weight": 1, "3.weight": 2}}
-    )
+    assert parts["freezer"].state_dict() == freezer.state_dict() == {"frozen": {"0.weight": 1, "3.weight": 2}}
     assert again.table().equals(tracker.table())
 
 
