@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 
 import pandas as pd
 from torch import nn
@@ -33,16 +34,21 @@ def below(threshold: float, metric: str = "rwc", after: float = 0) -> Rule:
     return rule
 
 
-def freeze(model: nn.Module, layers: _layers.LayerFilter) -> list[nn.Parameter]:
+def freeze(model: nn.Module, layers: str | Iterable[str]) -> list[nn.Parameter]:
     """Stop training these weight tensors and the vectors that go with them, as `Freezer` does; returns those that trained until now.
 
     Args:
-        layers: a glob over names (`"layer1.*"`), a list of globs and names, or a predicate, as in `RWCTracker`.
+        layers: a glob over names (`"layer1.*"`), or several globs and names, as in `RWCTracker.layers`.
 
     Raises:
         ConfigError: the model has no such weight tensor, or nothing would be left to train; nothing is changed.
     """
-    named = set(_layers.weight_tensors(model, layers))
+    named, known = set(), _layers.weights(model)
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        met = {n for n, p in known.items() if n == pattern or (p.dim() > 1 and fnmatchcase(n, pattern))}
+        if not met:
+            raise ConfigError(f"no weight tensor to freeze: {pattern}; known: {_layers.some(list(known))}")
+        named |= met
     chosen, train, layer = [], [], None
     for prefix, module in _layers.modules(model):
         own = dict(module.named_parameters(prefix.removesuffix("."), recurse=False))
@@ -124,8 +130,7 @@ class Freezer:
                 f"the rule must return names of layers, not {_layers.some(unknown)}; known: {_layers.some(known)}"
             )
         new = [name for name in new if name not in self.frozen]
-        if self.frozen or new:
-            self._stopped += freeze(self._tracker._model, [*self.frozen, *new])
+        self._stopped += freeze(self._tracker._model, [*self.frozen, *new])
         self.frozen |= dict.fromkeys(new, table["step"].max().item())
         return new
 
@@ -144,4 +149,4 @@ class Freezer:
         for parameter in self._stopped:
             parameter.requires_grad_(True)
         self.frozen = dict(state["frozen"])
-        self._stopped = freeze(self._tracker._model, list(self.frozen)) if self.frozen else []
+        self._stopped = freeze(self._tracker._model, self.frozen)
