@@ -143,8 +143,8 @@ def fits(config: dict, settings: dict) -> bool:
 
 
 def read_runs(results: Path, study: str) -> pd.DataFrame:
-    """Finished runs, once for each profile that they fit: the settings, `profile`, `folder`, `hash`, the training accuracy at
-    the end `top1`, that on the test images `test_top1`, and whether the network has `learned`."""
+    """Finished runs, once for each profile that they fit: the settings, `profile`, `folder`, `hash`, the accuracies
+    at the end (`KINDS`), and whether the network has `learned`."""
     rows = []
     for file in sorted((results / study).glob("*/run.json")):
         record = json.loads(file.read_text())
@@ -153,13 +153,8 @@ def read_runs(results: Path, study: str) -> pd.DataFrame:
         if record["status"] == "done" and profiles:
             guess = 100 / CLASSES[config["dataset"]]
             last = pd.read_parquet(file.parent / "epochs.parquet").sort_values("epoch").iloc[-1]
-            top1 = last["train_top1"]
-            found = {
-                "folder": file.parent,
-                "hash": file.parent.name[-12:],
-                "top1": top1,
-            } | {kind: last[kind] for kind in KINDS}
-            found["learned"] = (top1 - guess) / (100 - guess) >= 0.25
+            found = {"folder": file.parent, "hash": file.parent.name[-12:]} | {kind: last[kind] for kind in KINDS}
+            found["learned"] = (found["train_top1"] - guess) / (100 - guess) >= 0.25
             rows += [{**config, **found, "profile": profile} for profile in profiles]
     return pd.DataFrame(rows)
 
@@ -323,9 +318,10 @@ def weightscale(runs: pd.DataFrame) -> list[tuple]:
         for definition, column in RWC_COLUMNS.items():
             for claim, label, effect in weightscale_effects(model, dataset, layers, column):
                 rows.append((claim, definition, profile, f"{model} {dataset}: {label}", effect))
-        for kind, published in zip(KINDS, TABLE_2[model][dataset] if profile == "paper" else (), strict=False):
-            label = f"{model} {dataset}: {kind.replace('_top', ' top-')} - published"
-            rows.append(("W8", "-", profile, label, of[kind].mean() - published))
+        if profile == "paper":
+            for kind, published in zip(KINDS, TABLE_2[model][dataset], strict=True):
+                label = f"{model} {dataset}: {kind.replace('_top', ' top-')} - published"
+                rows.append(("W8", "-", profile, label, of[kind].mean() - published))
     return rows
 
 
@@ -379,7 +375,7 @@ def scratch_effects(scratch: pd.DataFrame) -> list[tuple]:
         adam, sgd = adam.loc[pairs], sgd.loc[pairs]
         if model != "lenet5":
             rows.append(("D3", "-", f"{model} {dataset}: Adam / SGD", np.exp((adam["moved"] - sgd["moved"]).mean())))
-        alike = (adam["top1"] - sgd["top1"]).abs() <= 10
+        alike = (adam["train_top1"] - sgd["train_top1"]).abs() <= 10
         for definition in ("mean of positive r", "mean r"):
             effect = (adam[definition] - sgd[definition])[alike].mean()
             rows.append(("D4", definition, f"{model} {dataset}: Adam - SGD", effect))

@@ -16,7 +16,7 @@ TARGET = 0.95
 BARE, RECORDED = "bare loop, one resident batch", "training.run, recorded epochs"
 STRICT, CPU = "training.run, strict, with checkpoints", "training.run, strict, CPU seconds"
 NOTE = """{dataset}, ResNet-18 of width {width}, batches of {batch_size}, {steps} steps in an epoch and in a bare block,
-SGD with momentum 0.9, channels_last, both in one precision. `run` shuffles, crops, flips, normalises, counts top-1 and top-5 hits and tracks
+SGD with momentum 0.9, channels_last, in the row's precision. `run` shuffles, crops, flips, normalises, counts top-1 and top-5 hits and tracks
 the weights; it always evaluates, here on 1 test image (n_test=1), which costs next to nothing; its first epoch is left
 out. strict: wall clock from one `progress` call to the next, with the checkpoints between (checkpoint_seconds=5);
 recorded: `epoch_seconds` of run.json; CPU seconds: strict by the CPU time of the process, for a machine that is busy.

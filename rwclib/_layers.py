@@ -162,12 +162,12 @@ def check_choice(chosen: Mapping[str, Tensor], layers: LayerFilter) -> None:
 
 
 def should_move(model: nn.Module, names: Iterable[str], again: bool) -> bool:
-    """Whether any of these parameters has a gradient that is not 0; `again`: or requires one."""
+    """Whether any of these parameters has a gradient that is not 0; `again`: or whether not all of them are frozen."""
     named = weights(model)
     here = [named[name] for name in names if name in named]
     gradients = [weight.grad for weight in here if weight.is_leaf]
     moves = any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
-    return moves or (again and any(weight.requires_grad for weight in here))
+    return moves or (again and (not here or any(weight.requires_grad for weight in here)))
 
 
 def some(names: Sequence[str]) -> str:

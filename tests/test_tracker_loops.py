@@ -295,9 +295,12 @@ def test_a_figure_shows_itself_in_a_script():
     plt.close("all")
 
 
-def test_a_model_that_never_moves_is_said_once():
+@pytest.mark.parametrize("effective", [False, True])
+def test_a_model_that_never_moves_is_said_once(effective):
     model = net()
-    tracker = RWCTracker(model)
+    if effective:
+        model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)))
+    tracker = RWCTracker(model, effective=effective)
     model = copy.deepcopy(model)
     with pytest.warns(RuntimeWarning, match="no tracked weight has moved") as caught:
         results = [tracker.step() for _ in range(4)]

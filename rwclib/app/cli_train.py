@@ -174,7 +174,7 @@ def _print_end(
     print(json.dumps(asdict(report), indent=1) if as_json else report.summary())
     if report.left:
         left = [config for config in configs if config.name in report.left]
-        with pools.local_pool() if local else contextlib.nullcontext() as pool:  # has imported what counts operations
+        with pools.one_answer() if local else contextlib.nullcontext() as pool:  # has imported what counts operations
             about = pool.submit(planning.outlook, left, folder, device, jobs).result() if pool else ""
         print(f"runs left: {len(left)}{about}; the same command goes on", file=sys.stderr)
 
@@ -198,7 +198,7 @@ def _print_plan(
             "--plan speaks of this machine: give it without --executor, on a machine like those that train"
         )
     _warn(configs, device)
-    with pools.local_pool() as pool:
+    with pools.one_answer() as pool:
         found = pool.submit(planning.plan, configs, results, device, jobs).result()
     if as_json:
         return print(json.dumps(found, indent=1))

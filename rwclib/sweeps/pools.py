@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
@@ -21,3 +23,20 @@ def start_server() -> BaseContext:
 def local_pool() -> ProcessPoolExecutor:
     """One worker: if it dies, it costs its own run alone."""
     return ProcessPoolExecutor(1, mp_context=start_server())
+
+
+def end(pool: ProcessPoolExecutor) -> None:
+    """Stop its worker at once."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+
+
+@contextmanager
+def one_answer() -> Iterator[ProcessPoolExecutor]:
+    """`local_pool()` that does not outlast an interruption."""
+    with local_pool() as pool:
+        try:
+            yield pool
+        except BaseException:
+            end(pool)
+            raise

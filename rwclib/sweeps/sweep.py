@@ -12,7 +12,7 @@ from pathlib import Path
 from rwclib.errors import ArchiveError, DataError, DivergedError, OutOfTimeError, RunLockedError, RwcError
 from rwclib.runs import archive, checkpoint, data, locks, steps, training, weights
 from rwclib.runs.config import RunConfig
-from rwclib.sweeps.pools import local_pool
+from rwclib.sweeps.pools import end, local_pool
 from rwclib.sweeps.report import ATTEMPTS, Report
 from rwclib.sweeps.worker import diverged, finished, look, work
 
@@ -260,8 +260,7 @@ class _Sweep:
     def _terminate(self, *pools: Executor) -> None:
         """Stop local workers at once; their checkpoints stay."""
         for pool in [] if self.executor else pools:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
+            end(pool)
 
 
 def generations(configs: Collection[RunConfig]) -> list[list[RunConfig]]:
