@@ -131,6 +131,7 @@ def test_a_name_that_is_no_layer_is_refused_and_nothing_frozen(model):
     for named, said in (
         (["3.weight", "body"], "body"),
         ([True, 2], "True, 2"),
+        (5, "5"),
         (tracker.table(), "step, layer, depth"),
     ):
         with pytest.raises(ConfigError, match=f"names of layers, not .*{said}.*; known: 0.weight, 3.weight, 7.weight"):
